@@ -1,0 +1,1 @@
+//! Metal Marlin: cpu.
