@@ -1,1 +1,17 @@
-//! Metal Marlin: checkpoint.
+//! What is on disk, and nothing of what is done with it.
+//!
+//! A checkpoint becomes named [`Tensor`]s over memory-mapped bytes ([`TensorSource`]); a linear layer's tensors become
+//! a [`Weight`] of one of three kinds inside a [`Linear`]. Each kind has a plain reference `dequantize`; nothing here
+//! multiplies.
+
+mod bytes;
+mod dtype;
+mod error;
+mod source;
+pub mod weight;
+
+pub use bytes::Bytes;
+pub use dtype::DType;
+pub use error::{Error, Result};
+pub use source::{Tensor, TensorInfo, TensorSource};
+pub use weight::{Dense, Linear, Weight};

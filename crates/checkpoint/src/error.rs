@@ -1,0 +1,58 @@
+//! Why a checkpoint could not be read.
+
+use std::path::PathBuf;
+
+/// Everything that can be wrong with a checkpoint. Each message names the file or tensor, what was expected and what
+/// was found.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The operating system refused a file.
+    #[error("{}: {source}", path.display())]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// A tensor that the architecture needs is not in the checkpoint.
+    #[error("tensor {0:?} is not in the checkpoint")]
+    MissingTensor(String),
+    /// A tensor's shape is not what the configuration says.
+    #[error("tensor {name:?}: expected shape {expected:?}, found {found:?}")]
+    Shape {
+        /// The tensor.
+        name: String,
+        /// Shape the configuration asks for.
+        expected: Vec<usize>,
+        /// Shape in the file.
+        found: Vec<usize>,
+    },
+    /// A tensor's element type cannot be used where it stands.
+    #[error("tensor {name:?}: expected {expected}, found {found}")]
+    DType {
+        /// The tensor.
+        name: String,
+        /// What would have been accepted.
+        expected: &'static str,
+        /// Type in the file.
+        found: crate::DType,
+    },
+    /// Anything else that is wrong with a file, in words.
+    #[error("{what}: {why}")]
+    Invalid {
+        /// The file or tensor.
+        what: String,
+        /// What is wrong, and what to do if that is known.
+        why: String,
+    },
+}
+
+impl Error {
+    /// An [`Error::Invalid`] from anything printable.
+    pub fn invalid(what: impl std::fmt::Display, why: impl std::fmt::Display) -> Self {
+        Self::Invalid { what: what.to_string(), why: why.to_string() }
+    }
+}
+
+/// Result of reading a checkpoint.
+pub type Result<T> = std::result::Result<T, Error>;

@@ -1,0 +1,90 @@
+//! Where tensors come from: files, the program itself, or a formula.
+
+use crate::{Bytes, DType, Error, Result};
+
+/// What is known of a tensor without reading it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TensorInfo {
+    /// Name in the checkpoint.
+    pub name: String,
+    /// Element type.
+    pub dtype: DType,
+    /// Dimensions, slowest first.
+    pub shape: Vec<usize>,
+}
+
+impl TensorInfo {
+    /// Number of elements.
+    pub fn elements(&self) -> usize {
+        self.shape.iter().product()
+    }
+
+    /// Stored bytes.
+    pub fn bytes(&self) -> usize {
+        self.elements() * self.dtype.size()
+    }
+}
+
+/// A stored tensor: row-major little-endian elements, with no alignment promised.
+#[derive(Clone, Debug)]
+pub struct Tensor {
+    /// Name, type and shape.
+    pub info: TensorInfo,
+    /// `info.bytes()` bytes.
+    pub data: Bytes,
+}
+
+impl Tensor {
+    /// The tensor, provided it has this shape.
+    pub fn expect_shape(self, shape: &[usize]) -> Result<Self> {
+        if self.info.shape == shape {
+            return Ok(self);
+        }
+        Err(Error::Shape { name: self.info.name, expected: shape.to_vec(), found: self.info.shape })
+    }
+
+    /// Slice `index` along the first dimension, which is removed: expert `index` of a stacked tensor.
+    pub fn index(&self, index: usize) -> Result<Self> {
+        let outside = || Error::invalid(format!("tensor {:?}", self.info.name), format!("has no slice {index}"));
+        let (&count, shape) = self.info.shape.split_first().ok_or_else(outside)?;
+        let each = shape.iter().product::<usize>() * self.info.dtype.size();
+        let data = self.data.slice(index * each..(index + 1) * each).filter(|_| index < count).ok_or_else(outside)?;
+        Ok(Self { info: TensorInfo { name: self.info.name.clone(), dtype: self.info.dtype, shape: shape.to_vec() }, data })
+    }
+
+    /// Rows `rows` of the first dimension.
+    pub fn rows(&self, rows: std::ops::Range<usize>) -> Result<Self> {
+        let outside = || Error::invalid(format!("tensor {:?}", self.info.name), format!("has no rows {rows:?}"));
+        let (&count, rest) = self.info.shape.split_first().ok_or_else(outside)?;
+        let each = rest.iter().product::<usize>() * self.info.dtype.size();
+        let data = self.data.slice(rows.start * each..rows.end * each).filter(|_| rows.end <= count).ok_or_else(outside)?;
+        let mut shape = self.info.shape.clone();
+        shape[0] = rows.len();
+        Ok(Self { info: TensorInfo { name: self.info.name.clone(), dtype: self.info.dtype, shape }, data })
+    }
+
+    /// All values as f32 (f64 is rounded).
+    pub fn to_f32(&self) -> Result<Vec<f32>> {
+        let found = self.info.dtype;
+        crate::weight::floats_to_f32(found, &self.data).ok_or_else(|| Error::DType {
+            name: self.info.name.clone(),
+            expected: "F64, F32, F16 or BF16",
+            found,
+        })
+    }
+}
+
+/// A set of named tensors.
+pub trait TensorSource: Send + Sync {
+    /// Every tensor, in the order of the source.
+    fn tensors(&self) -> &[TensorInfo];
+
+    /// The tensor called `name`; [`Error::MissingTensor`] if there is none.
+    fn tensor(&self, name: &str) -> Result<Tensor>;
+
+    /// Whether a tensor is called `name`.
+    fn contains(&self, name: &str) -> bool;
+
+    /// What to call the source in an error message: a path or a name.
+    fn describe(&self) -> String;
+}
