@@ -41,7 +41,7 @@ pub(super) fn attention(
         return Err(Error::shape("attention", "a pool of keys and values", "latents"));
     };
     expect_cols("attention", q, heads * key)?;
-    if kv_heads == 0 || heads % kv_heads != 0 {
+    if kv_heads == 0 || !heads.is_multiple_of(kv_heads) {
         return Err(Error::shape("attention", format!("heads divisible by {kv_heads}"), heads));
     }
     let pool = kv.lock(layer)?;
@@ -76,9 +76,9 @@ pub(super) fn latent_attention(
         return Err(Error::shape("latent_attention", "a pool of latents", "keys and values"));
     };
     if heads == 0
-        || q.cols % heads != 0
+        || !q.cols.is_multiple_of(heads)
         || q.cols / heads < rope
-        || kv_b.weight.rows() % heads != 0
+        || !kv_b.weight.rows().is_multiple_of(heads)
         || kv_b.weight.cols() != rank
     {
         return Err(Error::shape("latent_attention", format!("{heads} heads and rank {rank}"), q.cols));

@@ -189,7 +189,7 @@ impl Backend for Reference {
     }
 
     fn rms_norm(&self, x: &Matrix, weight: &Vec<f32>, eps: f32) -> Result<Matrix> {
-        if weight.is_empty() || x.cols % weight.len() != 0 {
+        if weight.is_empty() || !x.cols.is_multiple_of(weight.len()) {
             return Err(Error::shape("rms_norm", format!("columns divisible by {}", weight.len()), x.cols));
         }
         let mut out = x.data.to_vec();
@@ -207,7 +207,7 @@ impl Backend for Reference {
 
     fn rope(&self, x: Matrix, rope: &RopeTable, group: usize, offset: usize, batch: &Batch) -> Result<Matrix> {
         let pairs = rope.inv_freq.len();
-        if group == 0 || x.cols % group != 0 || offset + 2 * pairs > group || x.rows != batch.rows.len() {
+        if group == 0 || !x.cols.is_multiple_of(group) || offset + 2 * pairs > group || x.rows != batch.rows.len() {
             return Err(Error::shape("rope", format!("groups of {group} from {offset} for {pairs} pairs"), x.cols));
         }
         let mut out = x.data.to_vec();
