@@ -38,6 +38,32 @@ impl Bytes {
         })
     }
 
+    /// Asks the system to read the bytes ahead, where they are mapped. Only ever a hint.
+    pub fn prefetch(&self) {
+        #[cfg(unix)]
+        if let Owner::Mapped(map) = &self.owner {
+            // A refused hint changes nothing but speed.
+            let _ = map.advise_range(memmap2::Advice::WillNeed, self.range.start, self.range.len());
+        }
+    }
+
+    /// Gives back the memory of the pages that lie wholly within these bytes, where they are mapped: for a reader that
+    /// has copied them elsewhere. The bytes stay readable; they would be read from the file again.
+    #[allow(unsafe_code)]
+    pub fn release(&self) {
+        #[cfg(unix)]
+        if let Owner::Mapped(map) = &self.owner {
+            const PAGE: usize = 1 << 14; // the largest page of the systems we run on
+            let first = self.range.start.next_multiple_of(PAGE);
+            let last = if self.range.end == map.len() { map.len() } else { self.range.end / PAGE * PAGE };
+            if first < last {
+                // SAFETY: the mapping is read-only and of a file, so dropped pages are read again from that file with the
+                // same contents; nothing can be lost.
+                let _ = unsafe { map.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, first, last - first) };
+            }
+        }
+    }
+
     /// Whether the bytes come from a file mapping (so that dropping their pages loses nothing).
     pub fn is_mapped(&self) -> bool {
         matches!(self.owner, Owner::Mapped(_))

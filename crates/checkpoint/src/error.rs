@@ -15,8 +15,33 @@ pub enum Error {
         source: std::io::Error,
     },
     /// A tensor that the architecture needs is not in the checkpoint.
-    #[error("tensor {0:?} is not in the checkpoint")]
-    MissingTensor(String),
+    #[error("tensor {name:?} is not in {within}; the checkpoint is incomplete or of another architecture")]
+    MissingTensor {
+        /// The tensor.
+        name: String,
+        /// Where it was looked for.
+        within: String,
+    },
+    /// A safetensors file is malformed.
+    #[error("{file}: {reason}")]
+    Malformed {
+        /// The file.
+        file: String,
+        /// What is wrong with it.
+        reason: Box<crate::Malformed>,
+    },
+    /// A key of a configuration is absent or of the wrong type.
+    #[error("{file}: key {key:?}: expected {expected}, found {found}")]
+    Config {
+        /// The file.
+        file: String,
+        /// The key.
+        key: String,
+        /// What would have been accepted.
+        expected: String,
+        /// Value in the file.
+        found: String,
+    },
     /// A tensor's shape is not what the configuration says.
     #[error("tensor {name:?}: expected shape {expected:?}, found {found:?}")]
     Shape {

@@ -5,13 +5,23 @@
 //! multiplies.
 
 mod bytes;
+pub mod config;
+pub mod container;
 mod dtype;
 mod error;
+mod experts;
+mod folder;
+mod open;
 mod source;
 pub mod weight;
 
 pub use bytes::Bytes;
+pub use config::{Config, GenerationConfig, RopeConfig, RopeScaling};
+pub use container::{Malformed, Store};
 pub use dtype::DType;
 pub use error::{Error, Result};
+pub use experts::{Expert, expert};
+pub use folder::{EmbeddedFiles, Folder};
+pub use open::Checkpoint;
 pub use source::{Tensor, TensorInfo, TensorSource};
 pub use weight::{Dense, Linear, Weight};

@@ -45,22 +45,26 @@ impl Tensor {
 
     /// Slice `index` along the first dimension, which is removed: expert `index` of a stacked tensor.
     pub fn index(&self, index: usize) -> Result<Self> {
-        let outside = || Error::invalid(format!("tensor {:?}", self.info.name), format!("has no slice {index}"));
-        let (&count, shape) = self.info.shape.split_first().ok_or_else(outside)?;
-        let each = shape.iter().product::<usize>() * self.info.dtype.size();
-        let data = self.data.slice(index * each..(index + 1) * each).filter(|_| index < count).ok_or_else(outside)?;
-        Ok(Self { info: TensorInfo { name: self.info.name.clone(), dtype: self.info.dtype, shape: shape.to_vec() }, data })
+        let mut slice = self.rows(index..index.saturating_add(1))?;
+        slice.info.shape.remove(0);
+        Ok(slice)
     }
 
     /// Rows `rows` of the first dimension.
     pub fn rows(&self, rows: std::ops::Range<usize>) -> Result<Self> {
-        let outside = || Error::invalid(format!("tensor {:?}", self.info.name), format!("has no rows {rows:?}"));
+        let outside = || {
+            let why = format!("has shape {:?}, so no part {rows:?} of its first dimension", self.info.shape);
+            Error::invalid(format!("tensor {:?}", self.info.name), why)
+        };
         let (&count, rest) = self.info.shape.split_first().ok_or_else(outside)?;
+        if rows.start > rows.end || rows.end > count {
+            return Err(outside());
+        }
         let each = rest.iter().product::<usize>() * self.info.dtype.size();
-        let data = self.data.slice(rows.start * each..rows.end * each).filter(|_| rows.end <= count).ok_or_else(outside)?;
-        let mut shape = self.info.shape.clone();
-        shape[0] = rows.len();
-        Ok(Self { info: TensorInfo { name: self.info.name.clone(), dtype: self.info.dtype, shape }, data })
+        let data = self.data.slice(rows.start * each..rows.end * each).ok_or_else(outside)?;
+        let mut info = self.info.clone();
+        info.shape[0] = rows.len();
+        Ok(Self { info, data })
     }
 
     /// All values as f32 (f64 is rounded).

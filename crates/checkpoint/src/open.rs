@@ -1,0 +1,78 @@
+//! A whole checkpoint: its configuration, its tensors and its small files.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use crate::container::{INDEX_NAME, SINGLE_NAME};
+use crate::folder::EmbeddedFiles;
+use crate::{Bytes, Config, Error, Folder, GenerationConfig, Result, Store, TensorSource};
+
+/// Everything a model is built from.
+#[derive(Clone)]
+pub struct Checkpoint {
+    /// Short name for reports: the folder's, or the built-in model's.
+    pub name: String,
+    /// `config.json`.
+    pub config: Config,
+    /// Special tokens and sampling defaults.
+    pub generation: GenerationConfig,
+    /// The tensors.
+    pub store: Arc<dyn TensorSource>,
+    /// The small files: tokenizer, chat template, ...
+    pub folder: Folder,
+}
+
+impl Checkpoint {
+    /// Opens the checkpoint in a folder, or the one around a safetensors file or index.
+    pub fn open(path: impl AsRef<Path>) -> Result<Self> {
+        let path = path.as_ref();
+        // A link of the hub cache leads to a blob without name or neighbours, so links are not resolved.
+        let meta = std::fs::metadata(path).map_err(|source| Error::Io { path: path.to_owned(), source })?;
+        let folder = if meta.is_dir() { path } else { path.parent().unwrap_or(Path::new(".")) };
+        let folder = if folder.as_os_str().is_empty() { Path::new(".") } else { folder };
+        let (config, generation, files) = Self::small(Folder::Disk(folder.to_owned()))?;
+        let store = Store::open(path)?;
+        Ok(Self { name: name_of(folder), config, generation, store: Arc::new(store), folder: files })
+    }
+
+    /// The checkpoint built into the program as `files`, one of which is `model.safetensors`.
+    pub fn embedded(name: &'static str, files: EmbeddedFiles) -> Result<Self> {
+        let folder = Folder::Embedded { name, files };
+        let (config, generation, folder) = Self::small(folder)?;
+        let tensors = folder.embedded(SINGLE_NAME).ok_or_else(|| {
+            let has_index = folder.contains(INDEX_NAME);
+            let why = if has_index { "a built-in model must be one file, not shards" } else { "the file is missing" };
+            Error::invalid(folder.describe(SINGLE_NAME), why)
+        })?;
+        let store = Store::from_bytes(folder.describe(SINGLE_NAME), Bytes::from_static(tensors))?;
+        Ok(Self { name: name.to_owned(), config, generation, store: Arc::new(store), folder })
+    }
+
+    /// A checkpoint whose tensors come from anywhere, such as a formula.
+    pub fn from_parts(
+        name: impl Into<String>,
+        config: Config,
+        store: Arc<dyn TensorSource>,
+        folder: Folder,
+    ) -> Result<Self> {
+        let generation = GenerationConfig::load(&folder, &config)?;
+        Ok(Self { name: name.into(), config, generation, store, folder })
+    }
+
+    fn small(folder: Folder) -> Result<(Config, GenerationConfig, Folder)> {
+        let config = Config::parse(folder.describe("config.json"), &folder.require_text("config.json")?)?;
+        let generation = GenerationConfig::load(&folder, &config)?;
+        Ok((config, generation, folder))
+    }
+}
+
+/// The folder's name; for a snapshot in the hub cache, `org/name`.
+fn name_of(folder: &Path) -> String {
+    let full = std::path::absolute(folder).unwrap_or_else(|_| folder.to_owned());
+    let part = |p: Option<&Path>| p.and_then(|p| p.file_name()).map(|n| n.to_string_lossy().into_owned());
+    let repository = full.parent().filter(|p| p.ends_with("snapshots")).and_then(|p| part(p.parent()));
+    match repository.as_deref().and_then(|r| r.strip_prefix("models--")) {
+        Some(id) => id.replace("--", "/"),
+        None => part(Some(&full)).unwrap_or_else(|| full.display().to_string()),
+    }
+}
