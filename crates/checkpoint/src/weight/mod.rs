@@ -1,8 +1,21 @@
 //! The three kinds of weight that every format on disk is read into, and the [`Linear`] around them.
 
 mod dense;
+pub mod grouped;
+mod linear;
+mod scales;
+#[cfg(test)]
+mod tests;
+mod transform;
+pub mod trellis;
+pub mod values;
 
 pub use dense::Dense;
+pub use grouped::{Grouped, ValueMap, Zero};
+pub use linear::Linear;
+pub use scales::{ScaleTree, ScaleType, Scales};
+pub use transform::{InputTransform, OutputTransform, hadamard};
+pub use trellis::{Codebook, Trellis};
 
 use half::{bf16, f16};
 
@@ -13,6 +26,10 @@ use crate::DType;
 pub enum Weight {
     /// f32, f16 or bf16 elements.
     Dense(Dense),
+    /// Codes of 2 to 8 bits with a factor for each group.
+    Grouped(Grouped),
+    /// EXL3's windows into a bit stream.
+    Trellis(Trellis),
 }
 
 impl Weight {
@@ -20,6 +37,8 @@ impl Weight {
     pub fn rows(&self) -> usize {
         match self {
             Self::Dense(w) => w.rows(),
+            Self::Grouped(w) => w.rows(),
+            Self::Trellis(w) => w.rows(),
         }
     }
 
@@ -27,6 +46,8 @@ impl Weight {
     pub fn cols(&self) -> usize {
         match self {
             Self::Dense(w) => w.cols(),
+            Self::Grouped(w) => w.cols(),
+            Self::Trellis(w) => w.cols(),
         }
     }
 
@@ -34,6 +55,8 @@ impl Weight {
     pub fn bytes(&self) -> usize {
         match self {
             Self::Dense(w) => w.data().len(),
+            Self::Grouped(w) => w.bytes(),
+            Self::Trellis(w) => w.words().len(),
         }
     }
 
@@ -41,6 +64,8 @@ impl Weight {
     pub fn dequantize_row(&self, row: usize, out: &mut [f32]) {
         match self {
             Self::Dense(w) => w.dequantize_row(row, out),
+            Self::Grouped(w) => w.dequantize_row(row, out),
+            Self::Trellis(w) => w.dequantize_row(row, out),
         }
     }
 
@@ -54,15 +79,11 @@ impl Weight {
     }
 }
 
-/// A linear layer: y = weight · x + bias.
-#[derive(Clone, Debug)]
-pub struct Linear {
-    /// Name of the module in the checkpoint, such as `model.layers.0.self_attn.q_proj`.
-    pub name: String,
-    /// The matrix `[out_features, in_features]`.
-    pub weight: Weight,
-    /// Added to the output, `[out_features]`.
-    pub bias: Option<Vec<f32>>,
+impl Linear {
+    /// A linear without bias.
+    pub fn new(name: impl Into<String>, weight: Weight) -> Self {
+        Self { name: name.into(), weight, bias: None }
+    }
 }
 
 /// Little-endian floats of `dtype` as f32, or `None` if `dtype` is no float of 16 bits or more.
