@@ -1,1 +1,60 @@
-//! Metal Marlin: cpu.
+//! The fast CPU kernels of Metal Marlin and the thread pool that runs them.
+//!
+//! * [`Cpu`]: a [`Pool`] and the [`Level`] of SIMD that the kernels use; every kernel takes it first.
+//! * [`linear`]: dense layers, fused forms, and experts; [`attention`]: paged, latent and expanded attention.
+//! * [`ops`]: norms, rotary embedding, activations, routing, conversions; [`bandwidth`]: what the machine can do.
+//!
+//! **Invariance.** A value depends only on its own row of inputs and weights, never on the batch around it, the tiling,
+//! or the number of threads: every kernel has one order of accumulation for each output, in either [`Mode`]. In
+//! [`Mode::Exact`] the order is also the same on every level, so results are equal bit for bit across machines.
+
+#![allow(unsafe_code)]
+
+pub mod attention;
+pub mod bandwidth;
+mod buffer;
+pub mod linear;
+mod mat;
+pub mod ops;
+pub mod pool;
+pub mod simd;
+
+pub use mat::{DType, Error, Mat, Mode, Result};
+pub use pool::Pool;
+pub use simd::Level;
+
+/// Threads and instruction set: what every kernel runs on.
+pub struct Cpu {
+    pool: Pool,
+    level: Level,
+}
+
+impl Cpu {
+    /// `threads` threads (0: the physical cores) at the highest level of this machine, or at the level that the
+    /// environment variable `MARLIN_SIMD` names, where the machine has it.
+    pub fn new(threads: usize) -> Cpu {
+        let forced = std::env::var("MARLIN_SIMD").ok().and_then(|name| Level::parse(&name));
+        Cpu::with_level(threads, forced.unwrap_or_else(Level::best))
+    }
+
+    /// As [`Cpu::new`], at this level, or at the highest one where the machine lacks it.
+    pub fn with_level(threads: usize, level: Level) -> Cpu {
+        let level = if level.available() { level } else { Level::best() };
+        Cpu { pool: Pool::new(threads), level }
+    }
+
+    /// The thread pool.
+    pub fn pool(&self) -> &Pool {
+        &self.pool
+    }
+
+    /// The instruction set in use.
+    pub fn level(&self) -> Level {
+        self.level
+    }
+
+    /// Whether weights of this type are multiplied with activations rounded to `bf16` in this mode.
+    pub fn rounds(&self, mode: Mode, dtype: DType) -> bool {
+        mode == Mode::Fast && dtype == DType::Bf16 && self.level.has_bf16()
+    }
+}

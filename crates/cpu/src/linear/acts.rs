@@ -1,0 +1,107 @@
+//! The activations of linear layers, rounded to `bf16` once for all layers that share them.
+
+use crate::buffer::{Buffer, Shared};
+use crate::mat::at_least;
+use crate::ops::convert::{ToBf16, row_bytes};
+use crate::simd;
+use crate::{Cpu, Mode, Result};
+use std::marker::PhantomData;
+
+/// Memory for rounded activations, reused from call to call.
+pub struct ActsBuf(Buffer);
+
+impl Default for ActsBuf {
+    fn default() -> ActsBuf {
+        ActsBuf(Buffer::new())
+    }
+}
+
+/// Activations `[m, k]`: `f32`, and in fast mode `bf16` besides. A plain view, to be copied freely.
+#[derive(Clone, Copy)]
+pub struct Acts<'a> {
+    pub(crate) x: *const f32,
+    pub(crate) x_ld: usize,
+    pub(crate) x16: *const u8,
+    pub(crate) x16_ld: usize,
+    pub(crate) m: usize,
+    pub(crate) k: usize,
+    life: PhantomData<&'a [f32]>,
+}
+
+// SAFETY: a view of shared slices.
+unsafe impl Send for Acts<'_> {}
+// SAFETY: as above.
+unsafe impl Sync for Acts<'_> {}
+
+impl ActsBuf {
+    /// Prepares `m` rows of `k` values, `stride` values from row to row.
+    pub fn prepare<'a>(
+        &'a mut self,
+        cpu: &Cpu,
+        mode: Mode,
+        x: &'a [f32],
+        m: usize,
+        k: usize,
+        stride: usize,
+    ) -> Result<Acts<'a>> {
+        at_least("activations", "values from row to row", k, stride)?;
+        at_least("activations", "values", if m == 0 { 0 } else { (m - 1) * stride + k }, x.len())?;
+        let mut acts = Acts {
+            x: x.as_ptr(),
+            x_ld: stride,
+            x16: std::ptr::null(),
+            x16_ld: row_bytes(k),
+            m,
+            k,
+            life: PhantomData,
+        };
+        if mode == Mode::Fast && cpu.level.has_bf16() {
+            let out = Shared(self.0.reserve(m * acts.x16_ld));
+            let rows = 1.max((32 << 10) / k.max(1));
+            cpu.pool.ranges(m, rows, &|r| {
+                let acts = acts;
+                // SAFETY: the rows are inside `x` and the buffer, and each belongs to one task.
+                unsafe {
+                    let kernel = ToBf16 {
+                        x: acts.x.add(r.start * stride),
+                        x_ld: stride,
+                        out: { out }.0.add(r.start * acts.x16_ld),
+                        out_ld: acts.x16_ld,
+                        m: r.len(),
+                        k,
+                    };
+                    simd::run(cpu.level, kernel);
+                }
+            });
+            acts.x16 = self.0.ptr();
+        }
+        Ok(acts)
+    }
+}
+
+impl Acts<'_> {
+    /// Rows.
+    pub fn rows(&self) -> usize {
+        self.m
+    }
+
+    /// Values of a row.
+    pub fn cols(&self) -> usize {
+        self.k
+    }
+
+    /// Rows `from..from + m`.
+    pub fn slice(self, from: usize, m: usize) -> Result<Self> {
+        at_least("activations", "rows", from.saturating_add(m), self.m)?;
+        let mut part = self;
+        part.m = m;
+        // SAFETY: the range is inside the view.
+        unsafe {
+            part.x = part.x.add(from * part.x_ld);
+            if !part.x16.is_null() {
+                part.x16 = part.x16.add(from * part.x16_ld);
+            }
+        }
+        Ok(part)
+    }
+}

@@ -1,0 +1,3 @@
+//! Everything that is not a product of matrices.
+
+pub mod convert;
