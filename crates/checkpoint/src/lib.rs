@@ -1,8 +1,8 @@
 //! What is on disk, and nothing of what is done with it.
 //!
 //! A checkpoint becomes named [`Tensor`]s over memory-mapped bytes ([`TensorSource`]); a linear layer's tensors become
-//! a [`Weight`] of one of three kinds inside a [`Linear`]. Each kind has a plain reference `dequantize`; nothing here
-//! multiplies.
+//! a [`Weight`] of one of three kinds inside a [`Linear`]. Each kind has a plain reference `dequantize`; only that
+//! reference multiplies here, slowly.
 
 mod bytes;
 pub mod config;
@@ -13,6 +13,7 @@ mod experts;
 mod folder;
 mod open;
 mod source;
+pub mod text;
 pub mod weight;
 
 pub use bytes::Bytes;
@@ -24,4 +25,4 @@ pub use experts::{Expert, expert};
 pub use folder::{EmbeddedFiles, Folder};
 pub use open::Checkpoint;
 pub use source::{Tensor, TensorInfo, TensorSource};
-pub use weight::{Dense, Linear, Weight};
+pub use weight::{Dense, Grouped, InputTransform, Linear, OutputTransform, Trellis, Weight};

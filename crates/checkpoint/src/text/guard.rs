@@ -1,0 +1,192 @@
+//! Rewrites a template so that nothing grows unseen (see [`limits`]).
+//!
+//! minijinja has no hook for operators, so each one that can make something larger is wrapped in a filter, found by
+//! its place in the syntax tree: `a ~ b` becomes `(a|_flat ~ b|_flat)|_spent`. Lines stay where they are.
+
+use minijinja::machinery::{Span, ast, parse};
+use minijinja::syntax::SyntaxConfig;
+use minijinja::{Environment, Error, ErrorKind, Value};
+
+use super::limits;
+
+/// The filters that [`rewrite`] puts in.
+pub(super) fn install(env: &mut Environment<'_>) {
+    env.add_filter("_spent", limits::spent);
+    env.add_filter("_flat", limits::flat);
+    env.add_filter("_each", |value: Value, bytes: usize| limits::each(value, bytes));
+}
+
+/// `source` with its operators guarded.
+pub(super) fn rewrite(file: &str, source: &str, syntax: &SyntaxConfig) -> Result<String, Error> {
+    let tree = parse(source, file, syntax.clone())?;
+    let mut guard = Guard { edits: Vec::new(), refused: None };
+    guard.stmt(&tree);
+    if let Some(what) = guard.refused {
+        let why = format!("{what} is not possible in a chat template: there is no other template to refer to");
+        return Err(Error::new(ErrorKind::SyntaxError, why));
+    }
+    // Stable: at one place the outer parenthesis opens first and closes last.
+    guard.edits.sort_by_key(|(at, _)| *at);
+    let mut out = String::with_capacity(source.len() + 16 * guard.edits.len());
+    let mut done = 0;
+    for (at, text) in &guard.edits {
+        out.push_str(source.get(done..*at).unwrap_or_default());
+        out.push_str(text);
+        done = *at;
+    }
+    out.push_str(source.get(done..).unwrap_or_default());
+    Ok(out)
+}
+
+struct Guard {
+    /// Texts to insert, and the byte offsets where.
+    edits: Vec<(usize, String)>,
+    /// A statement that needs other templates.
+    refused: Option<&'static str>,
+}
+
+impl Guard {
+    /// Wrap `span` in `( )|filter`, its inside visited by `inside`.
+    fn wrap(&mut self, span: Span, filter: &str, inside: impl FnOnce(&mut Self)) {
+        self.edits.push((span.start_offset as usize, "(".into()));
+        inside(self);
+        self.edits.push((span.end_offset as usize, format!(")|{filter}")));
+    }
+
+    fn body(&mut self, stmts: &[ast::Stmt<'_>]) {
+        stmts.iter().for_each(|stmt| self.stmt(stmt));
+    }
+
+    fn stmt(&mut self, stmt: &ast::Stmt<'_>) {
+        use ast::Stmt;
+        match stmt {
+            Stmt::Template(t) => self.body(&t.children),
+            Stmt::EmitExpr(e) => self.expr(&e.expr),
+            Stmt::EmitRaw(_) | Stmt::Continue(_) | Stmt::Break(_) => {}
+            Stmt::ForLoop(f) => {
+                match raw_bytes(&f.body) {
+                    0 => self.expr(&f.iter),
+                    n => self.wrap(f.iter.span(), &format!("_each({n})"), |g| g.expr(&f.iter)),
+                }
+                f.filter_expr.iter().for_each(|e| self.expr(e));
+                self.body(&f.body);
+                self.body(&f.else_body);
+            }
+            Stmt::IfCond(i) => {
+                self.expr(&i.expr);
+                self.body(&i.true_body);
+                self.body(&i.false_body);
+            }
+            Stmt::WithBlock(w) => {
+                w.assignments.iter().for_each(|(_, value)| self.expr(value));
+                self.body(&w.body);
+            }
+            Stmt::Set(s) => self.expr(&s.expr),
+            Stmt::SetBlock(s) => self.body(&s.body),
+            Stmt::AutoEscape(a) => self.body(&a.body),
+            Stmt::FilterBlock(f) => self.body(&f.body),
+            Stmt::Macro(m) => {
+                m.defaults.iter().for_each(|e| self.expr(e));
+                self.body(&m.body);
+            }
+            Stmt::CallBlock(c) => {
+                self.args(&c.call.args);
+                self.body(&c.macro_decl.body);
+            }
+            Stmt::Do(d) => self.args(&d.call.args),
+            Stmt::Block(_) => self.refused = Some("{% block %}"),
+            Stmt::Include(_) => self.refused = Some("{% include %}"),
+            Stmt::Import(_) | Stmt::FromImport(_) => self.refused = Some("{% import %}"),
+            Stmt::Extends(_) => self.refused = Some("{% extends %}"),
+        }
+    }
+
+    fn args(&mut self, args: &[ast::CallArg<'_>]) {
+        for arg in args {
+            let (ast::CallArg::Pos(e)
+            | ast::CallArg::Kwarg(_, e)
+            | ast::CallArg::PosSplat(e)
+            | ast::CallArg::KwargSplat(e)) = arg;
+            self.expr(e);
+        }
+    }
+
+    fn expr(&mut self, expr: &ast::Expr<'_>) {
+        use ast::{BinOpKind, Expr};
+        let all = |g: &mut Self, exprs: &[&Option<ast::Expr<'_>>]| {
+            exprs.iter().copied().flatten().for_each(|e| g.expr(e));
+        };
+        match expr {
+            Expr::Var(_) | Expr::Const(_) => {}
+            Expr::BinOp(op) => match op.op {
+                BinOpKind::Concat => self.wrap(expr.span(), "_spent", |g| {
+                    g.wrap(op.left.span(), "_flat", |g| g.expr(&op.left));
+                    g.wrap(op.right.span(), "_flat", |g| g.expr(&op.right));
+                }),
+                // The filter on the right operand also keeps the compiler from folding `'x' * 100000000`.
+                BinOpKind::Add | BinOpKind::Mul => self.wrap(expr.span(), "_spent", |g| {
+                    g.expr(&op.left);
+                    g.wrap(op.right.span(), "_spent", |g| g.expr(&op.right));
+                }),
+                _ => {
+                    self.expr(&op.left);
+                    self.expr(&op.right);
+                }
+            },
+            Expr::Call(call) => self.wrap(expr.span(), "_spent", |g| {
+                g.expr(&call.expr);
+                g.args(&call.args);
+            }),
+            Expr::Slice(s) => {
+                self.expr(&s.expr);
+                all(self, &[&s.start, &s.stop, &s.step]);
+            }
+            Expr::UnaryOp(u) => self.expr(&u.expr),
+            Expr::Compare(c) => {
+                self.expr(&c.expr);
+                c.ops.iter().for_each(|op| self.expr(&op.expr));
+            }
+            Expr::IfExpr(i) => {
+                self.expr(&i.true_expr);
+                self.expr(&i.test_expr);
+                all(self, &[&i.false_expr]);
+            }
+            Expr::Filter(f) => {
+                all(self, &[&f.expr]);
+                self.args(&f.args);
+            }
+            Expr::Test(t) => {
+                self.expr(&t.expr);
+                self.args(&t.args);
+            }
+            Expr::GetAttr(a) => self.expr(&a.expr),
+            Expr::GetItem(i) => {
+                self.expr(&i.expr);
+                self.expr(&i.subscript_expr);
+            }
+            Expr::List(l) => l.items.iter().for_each(|e| self.expr(e)),
+            Expr::Tuple(t) => t.items.iter().for_each(|e| self.expr(e)),
+            Expr::Map(m) => m.keys.iter().zip(&m.values).for_each(|(k, v)| {
+                self.expr(k);
+                self.expr(v);
+            }),
+        }
+    }
+}
+
+/// Literal text that a loop's body can write in one go, inner loops (which are charged themselves) left out.
+fn raw_bytes(stmts: &[ast::Stmt<'_>]) -> usize {
+    use ast::Stmt;
+    let of = |stmt: &Stmt<'_>| match stmt {
+        Stmt::EmitRaw(raw) => raw.raw.len(),
+        Stmt::IfCond(i) => raw_bytes(&i.true_body).max(raw_bytes(&i.false_body)),
+        Stmt::WithBlock(w) => raw_bytes(&w.body),
+        Stmt::SetBlock(s) => raw_bytes(&s.body),
+        Stmt::FilterBlock(f) => raw_bytes(&f.body),
+        Stmt::AutoEscape(a) => raw_bytes(&a.body),
+        Stmt::CallBlock(c) => raw_bytes(&c.macro_decl.body),
+        Stmt::ForLoop(f) => raw_bytes(&f.else_body),
+        _ => 0,
+    };
+    stmts.iter().map(of).sum()
+}
