@@ -1,4 +1,5 @@
-//! Opens real checkpoints; the expected numbers were read from the files with numpy.
+//! Opens real checkpoints; the expected numbers were read from the files with numpy, as it prints them.
+#![allow(clippy::excessive_precision)]
 
 use std::path::{Path, PathBuf};
 

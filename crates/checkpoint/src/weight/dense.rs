@@ -24,7 +24,12 @@ impl Dense {
         match info.dtype {
             DType::F32 | DType::F16 | DType::BF16 => Ok(Self { dtype: info.dtype, rows, cols, data }),
             DType::F64 => {
-                let values: Vec<u8> = data.as_chunks::<8>().0.iter().flat_map(|b| (f64::from_le_bytes(*b) as f32).to_le_bytes()).collect();
+                let values: Vec<u8> = data
+                    .as_chunks::<8>()
+                    .0
+                    .iter()
+                    .flat_map(|b| (f64::from_le_bytes(*b) as f32).to_le_bytes())
+                    .collect();
                 Ok(Self { dtype: DType::F32, rows, cols, data: values.into() })
             }
             found => Err(Error::DType { name: info.name, expected: "F64, F32, F16 or BF16", found }),

@@ -27,7 +27,7 @@ pub enum Weight {
     /// f32, f16 or bf16 elements.
     Dense(Dense),
     /// Codes of 2 to 8 bits with a factor for each group.
-    Grouped(Grouped),
+    Grouped(Box<Grouped>),
     /// EXL3's windows into a bit stream.
     Trellis(Trellis),
 }
@@ -76,13 +76,6 @@ impl Weight {
             self.dequantize_row(row, values);
         }
         out
-    }
-}
-
-impl Linear {
-    /// A linear without bias.
-    pub fn new(name: impl Into<String>, weight: Weight) -> Self {
-        Self { name: name.into(), weight, bias: None }
     }
 }
 
