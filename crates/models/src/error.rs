@@ -17,6 +17,14 @@ pub enum Error {
         /// What could have stood there.
         supported: String,
     },
+    /// No published model has this name.
+    #[error("no published sizes are known for {found:?}; known: {known}")]
+    Published {
+        /// What was asked for.
+        found: String,
+        /// What could have been.
+        known: String,
+    },
     /// Tensors and configuration do not belong together.
     #[error("{checkpoint}: {why}")]
     Tensors {

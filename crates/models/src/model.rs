@@ -1,38 +1,179 @@
-//! A decoder-only language model.
+//! A decoder-only language model: `embed`, `layer(i)`, `head` over resident or streamed weights.
 
-use crate::Result;
-use marlin_backend::blocks::Head;
-use marlin_backend::{Backend, KvLayout, KvSpec, LatentForm, Observer, Pass};
+use crate::{Architecture, Error, Loader, ModelInfo, Report, Result};
+use marlin_backend::blocks::{Attention, Head, LatentAttention, Mlp, Moe};
+use marlin_backend::{Backend, KvSpec, LatentForm, Observer, Pass};
+use marlin_checkpoint::{Checkpoint, TensorSource};
+use std::cell::Cell;
 use std::sync::Arc;
 
-/// What a model is, apart from its weights.
-#[derive(Clone, Debug)]
-pub struct ModelInfo {
-    /// `model_type` of the configuration.
-    pub architecture: &'static str,
-    /// Decoder layers.
-    pub layers: usize,
-    /// Width of the hidden state.
-    pub hidden: usize,
-    /// Rows of the output projection, padding included.
-    pub vocab: usize,
-    /// `max_position_embeddings`: the longest context.
-    pub max_positions: usize,
-    /// What a token stores in each layer.
-    pub kv: KvLayout,
+/// One decoder layer: `h += self_attn(input_layernorm(h)); h += mlp(post_attention_layernorm(h))`.
+pub struct Layer<B: Backend> {
+    /// Attention and its norm.
+    pub self_attn: SelfAttention<B>,
+    /// Feed-forward part and its norm.
+    pub mlp: FeedForward<B>,
+}
+
+/// Either kind of attention.
+pub enum SelfAttention<B: Backend> {
+    /// Grouped-query attention.
+    Grouped(Box<Attention<B>>),
+    /// Multi-head latent attention.
+    Latent(Box<LatentAttention<B>>),
+}
+
+/// Either kind of feed-forward part.
+pub enum FeedForward<B: Backend> {
+    /// Every token passes the same weights.
+    Dense(Box<Mlp<B>>),
+    /// Every token passes some of many experts.
+    Sparse(Box<Moe<B>>),
+}
+
+impl<B: Backend> From<Attention<B>> for SelfAttention<B> {
+    fn from(part: Attention<B>) -> Self {
+        Self::Grouped(Box::new(part))
+    }
+}
+
+impl<B: Backend> From<LatentAttention<B>> for SelfAttention<B> {
+    fn from(part: LatentAttention<B>) -> Self {
+        Self::Latent(Box::new(part))
+    }
+}
+
+impl<B: Backend> From<Mlp<B>> for FeedForward<B> {
+    fn from(part: Mlp<B>) -> Self {
+        Self::Dense(Box::new(part))
+    }
+}
+
+impl<B: Backend> From<Moe<B>> for FeedForward<B> {
+    fn from(part: Moe<B>) -> Self {
+        Self::Sparse(Box::new(part))
+    }
+}
+
+impl<B: Backend> Layer<B> {
+    fn forward(&self, b: &B, h: B::Tensor, pass: &Pass<B>) -> Result<B::Tensor> {
+        let h = match &self.self_attn {
+            SelfAttention::Grouped(w) => {
+                let q = b.attention_input(w, &h, pass)?;
+                b.attention_output(w, &q, h, pass)?
+            }
+            SelfAttention::Latent(w) => {
+                let q = b.latent_input(w, &h, pass)?;
+                b.latent_output(w, &q, h, pass)?
+            }
+        };
+        Ok(match &self.mlp {
+            FeedForward::Dense(w) => b.mlp(w, h, pass)?,
+            FeedForward::Sparse(w) => b.moe(w, h, pass)?,
+        })
+    }
+}
+
+/// Where a model's layers are while it runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Residency {
+    /// All loaded before the first step.
+    Resident,
+    /// One at a time, loaded whenever it is needed: for passes over more layers than fit in memory.
+    Streamed,
+}
+
+/// How a model is loaded.
+#[derive(Clone, Copy, Debug)]
+pub struct LoadOptions {
+    /// Where layers are kept.
+    pub residency: Residency,
+    /// Compute with the first layers only; the checkpoint must still be whole.
+    pub layers: Option<usize>,
+}
+
+impl Default for LoadOptions {
+    fn default() -> Self {
+        Self { residency: Residency::Resident, layers: None }
+    }
+}
+
+/// How far loading has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Progress {
+    /// Bytes of tensors loaded.
+    pub done: u64,
+    /// Bytes of all tensors to be loaded.
+    pub total: u64,
+}
+
+enum Layers<B: Backend> {
+    Resident(Vec<Layer<B>>),
+    Streamed(Arc<dyn TensorSource>),
 }
 
 /// A loaded model.
 pub struct Model<B: Backend> {
+    architecture: Architecture,
     info: ModelInfo,
+    report: Report,
     embed_tokens: Arc<B::Linear>,
+    layers: Layers<B>,
     head: Head<B>,
 }
 
 impl<B: Backend> Model<B> {
+    /// Loads the model in `checkpoint`. Before any weight is read the tensors' names and shapes are compared with the
+    /// configuration.
+    pub fn load(
+        b: &B,
+        checkpoint: &Checkpoint,
+        options: LoadOptions,
+        progress: &mut dyn FnMut(Progress),
+    ) -> Result<Self> {
+        if let Some(method) = checkpoint.config.quantization_method() {
+            let why =
+                format!("the weights are quantised ({method}), which cannot be read; use the unquantised checkpoint");
+            return Err(Error::Tensors { checkpoint: checkpoint.name.clone(), why });
+        }
+        let architecture = Architecture::parse(&checkpoint.config)?;
+        let mut info = architecture.info().clone();
+        info.layers = options.layers.unwrap_or(info.layers).min(info.layers);
+        let inventory = architecture.inventory();
+        let report = inventory.check(checkpoint.store.as_ref())?;
+        let total = inventory.required().iter().map(|t| t.bytes() as u64).sum();
+        let done = Cell::new(0u64);
+        let loader = Loader {
+            backend: b,
+            source: checkpoint.store.as_ref(),
+            taken: &|bytes| done.set(done.get() + bytes as u64),
+        };
+        let embed_tokens = Arc::new(loader.linear("model.embed_tokens", false)?);
+        let layers = match options.residency {
+            Residency::Streamed => Layers::Streamed(checkpoint.store.clone()),
+            Residency::Resident => {
+                let mut layers = Vec::with_capacity(info.layers);
+                for i in 0..info.layers {
+                    progress(Progress { done: done.get(), total });
+                    layers.push(architecture.layer(&loader, i)?);
+                }
+                Layers::Resident(layers)
+            }
+        };
+        let lm_head = if info.tied { embed_tokens.clone() } else { Arc::new(loader.linear("lm_head", false)?) };
+        let head = Head { norm: loader.norm("model.norm", info.eps)?, lm_head };
+        progress(Progress { done: total, total });
+        Ok(Self { architecture, info, report, embed_tokens, layers, head })
+    }
+
     /// What the model is.
     pub fn info(&self) -> &ModelInfo {
         &self.info
+    }
+
+    /// What else the checkpoint holds.
+    pub fn report(&self) -> &Report {
+        &self.report
     }
 
     /// A pool of `blocks` blocks of `block_size` tokens for this model.
@@ -45,10 +186,38 @@ impl<B: Backend> Model<B> {
         Ok(b.embed(&self.embed_tokens, batch)?)
     }
 
+    /// Hidden states after layer `pass.layer`.
+    pub fn layer(&self, b: &B, h: B::Tensor, pass: &Pass<B>) -> Result<B::Tensor> {
+        self.with_layer(b, pass.layer, |layer| layer.forward(b, h, pass))
+    }
+
+    /// Logits `[outputs, vocab]` of hidden states after the last layer.
+    pub fn head(&self, b: &B, h: &B::Tensor, pass: &Pass<B>) -> Result<B::Tensor> {
+        Ok(b.head(&self.head, h, pass)?)
+    }
+
     /// Logits `[outputs, vocab]` of a step.
-    pub fn forward(&self, b: &B, batch: &B::Batch, kv: &B::Kv, observer: Option<&dyn Observer<B>>) -> Result<B::Tensor> {
-        let pass = Pass { batch, kv, layer: self.info.layers, latent_form: LatentForm::Auto, observer };
-        let h = self.embed(b, batch)?;
-        Ok(b.head(&self.head, &h, &pass)?)
+    pub fn forward(
+        &self,
+        b: &B,
+        batch: &B::Batch,
+        kv: &B::Kv,
+        observer: Option<&dyn Observer<B>>,
+    ) -> Result<B::Tensor> {
+        let pass = |layer| Pass { batch, kv, layer, latent_form: LatentForm::Auto, observer };
+        let mut h = self.embed(b, batch)?;
+        for i in 0..self.info.layers {
+            h = self.layer(b, h, &pass(i))?;
+        }
+        self.head(b, &h, &pass(self.info.layers))
+    }
+
+    fn with_layer<T>(&self, b: &B, i: usize, f: impl FnOnce(&Layer<B>) -> Result<T>) -> Result<T> {
+        match &self.layers {
+            Layers::Resident(layers) => f(&layers[i]),
+            Layers::Streamed(source) => {
+                f(&self.architecture.layer(&Loader { backend: b, source: source.as_ref(), taken: &|_| {} }, i)?)
+            }
+        }
     }
 }

@@ -43,10 +43,10 @@ impl LinearHandle for Linear {
         &self.name
     }
     fn cols(&self) -> usize {
-        self.weight.cols()
+        self.in_features()
     }
     fn rows(&self) -> usize {
-        self.weight.rows()
+        self.out_features()
     }
 }
 
@@ -99,7 +99,11 @@ fn sigmoid(x: f32) -> f32 {
 }
 
 fn apply(linear: &Linear, x: &Matrix) -> Result<Matrix> {
-    expect_cols("linear", x, linear.weight.cols())?;
+    expect_cols("linear", x, linear.in_features())?;
+    if !linear.is_plain() {
+        let rows = x.iter().map(|row| linear.apply(row).map_err(|e| Error::Device(e.to_string())));
+        return Ok(Matrix::new(linear.out_features(), rows.collect::<Result<Vec<_>>>()?.concat()));
+    }
     let (rows, cols) = (linear.weight.rows(), linear.weight.cols());
     let mut y = vec![0.0; x.rows * rows];
     let mut w = vec![0.0; cols];
