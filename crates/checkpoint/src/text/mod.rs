@@ -22,3 +22,6 @@ pub use message::{Content, FunctionCall, Message, ToolCall};
 pub use stream::StreamDecoder;
 pub use template::{ChatOptions, ChatTemplate, starts_in_thinking};
 pub use tokenizer::Tokenizer;
+
+#[cfg(test)]
+mod tests;

@@ -17,7 +17,7 @@ use crate::{Error, Result};
 /// and minds should look for [`special_tokens`](Self::special_tokens) in what they send.
 #[derive(Debug, Clone)]
 pub struct Tokenizer {
-    inner: Arc<Inner>,
+    pub(super) inner: Arc<Inner>,
 }
 
 #[derive(Debug)]
