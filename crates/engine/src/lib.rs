@@ -1,1 +1,31 @@
-//! Metal Marlin: engine.
+//! Who is in the batch.
+//!
+//! * [`BlockPool`]: a fixed pool of KV blocks with reference counts, and the prefix cache over them.
+//! * [`Sequence`]: a request's tokens and the blocks that hold what has been computed of them.
+//! * [`Scheduler`]: continuous batching over plain data: which tokens of which sequences come next.
+//! * [`Generation`]: what one request makes of its tokens: text, stop strings, the end.
+//! * [`Engine`]: the above with a model and a backend: requests in, events out; and scoring of given tokens.
+//!
+//! Only the engine knows that there is a device; everything else is tested without one.
+
+mod block_pool;
+mod engine;
+mod error;
+mod generation;
+mod options;
+mod request;
+mod scheduler;
+mod score;
+mod sequence;
+mod stop;
+
+pub use block_pool::{BlockPool, Chain, PoolStats};
+pub use engine::{Completion, Engine, Stats};
+pub use error::{Error, Result};
+pub use generation::Generation;
+pub use options::{EngineOptions, KvSizing};
+pub use request::{Event, FinishReason, Finished, Request, RequestId, Sampling, TokenEvent, Usage};
+pub use scheduler::{Item, Limits, Plan, Scheduler};
+pub use score::{LogitRows, Window, log_probability};
+pub use sequence::Sequence;
+pub use stop::StopMatcher;
