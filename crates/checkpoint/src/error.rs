@@ -62,6 +62,19 @@ pub enum Error {
         /// Type in the file.
         found: crate::DType,
     },
+    /// There is no room for a file.
+    #[error("{}: the disk is full: {needed} bytes are needed, {available} are free; free some space and try again", path.display())]
+    DiskFull {
+        /// Where the file should have gone.
+        path: PathBuf,
+        /// Bytes that are still to be written.
+        needed: u64,
+        /// Bytes that are free.
+        available: u64,
+    },
+    /// The user stopped the work.
+    #[error("stopped")]
+    Cancelled,
     /// Anything else that is wrong with a file, in words.
     #[error("{what}: {why}")]
     Invalid {
@@ -73,6 +86,11 @@ pub enum Error {
 }
 
 impl Error {
+    /// What the system said of `path`.
+    pub fn io(path: impl Into<PathBuf>, source: std::io::Error) -> Self {
+        Self::Io { path: path.into(), source }
+    }
+
     /// An [`Error::Invalid`] from anything printable.
     pub fn invalid(what: impl std::fmt::Display, why: impl std::fmt::Display) -> Self {
         Self::Invalid { what: what.to_string(), why: why.to_string() }

@@ -1,0 +1,210 @@
+//! Weights made on demand, of any size, without a file.
+
+use std::collections::HashMap;
+
+use half::{bf16, f16};
+
+use crate::{DType, Error, Result, Tensor, TensorInfo, TensorSource};
+
+/// Tensors computed when they are asked for; the same name and shape always give the same values.
+pub struct Synthetic {
+    tensors: Vec<TensorInfo>,
+    by_name: HashMap<String, usize>,
+    fill: Fill,
+}
+
+#[derive(Clone, Copy)]
+enum Fill {
+    Formula,
+    Random(u64),
+}
+
+impl Synthetic {
+    /// Weights by a formula that other programs can follow. For element `i` (row-major) of the tensor `name`:
+    ///
+    /// ```text
+    /// h = FNV-1a 64 of the name;  x = h + (i + 1) * 0x9E3779B97F4A7C15;  z = splitmix64's finish of x
+    /// v = (z >> 40) / 2^23 - 1
+    /// matrix: v * sqrt(3 / columns), but embed_tokens: v * 1.7320508
+    /// e_score_correction_bias: 0.05 v;  *norm.weight: 1 + 0.1 v;  other vectors: 0.1 v
+    /// ```
+    ///
+    /// in f64, rounded to f32 and then to the tensor's own type.
+    pub fn formula(tensors: Vec<TensorInfo>) -> Self {
+        Self::new(tensors, Fill::Formula)
+    }
+
+    /// Pseudo-random weights, made as fast as memory is written: uniform with variance 1 / columns, norms near 1.
+    pub fn random(tensors: Vec<TensorInfo>, seed: u64) -> Self {
+        Self::new(tensors, Fill::Random(seed))
+    }
+
+    fn new(tensors: Vec<TensorInfo>, fill: Fill) -> Self {
+        let by_name = tensors.iter().enumerate().map(|(i, t)| (t.name.clone(), i)).collect();
+        Self { tensors, by_name, fill }
+    }
+}
+
+impl TensorSource for Synthetic {
+    fn tensors(&self) -> &[TensorInfo] {
+        &self.tensors
+    }
+
+    fn tensor(&self, name: &str) -> Result<Tensor> {
+        let missing = || Error::MissingTensor { name: name.to_owned(), within: self.describe() };
+        let info = self.by_name.get(name).map(|&i| self.tensors[i].clone()).ok_or_else(missing)?;
+        let data = match info.dtype {
+            DType::BF16 => self.generate::<2>(&info, |v| bf16::from_f32(v).to_le_bytes()),
+            DType::F16 => self.generate::<2>(&info, |v| f16::from_f32(v).to_le_bytes()),
+            DType::F32 => self.generate::<4>(&info, f32::to_le_bytes),
+            found => return Err(Error::DType { name: info.name, expected: "F32, F16 or BF16", found }),
+        };
+        Ok(Tensor { data: data.into(), info })
+    }
+
+    fn contains(&self, name: &str) -> bool {
+        self.by_name.contains_key(name)
+    }
+
+    fn describe(&self) -> String {
+        match self.fill {
+            Fill::Formula => "synthetic weights (formula)".to_owned(),
+            Fill::Random(seed) => format!("synthetic weights (random, seed {seed})"),
+        }
+    }
+}
+
+impl Synthetic {
+    fn generate<const N: usize>(&self, info: &TensorInfo, store: impl Fn(f32) -> [u8; N] + Sync) -> Vec<u8> {
+        let mut data = vec![0; info.elements() * N];
+        let (factor, offset) = range(info);
+        let hash = fnv(&info.name);
+        match self.fill {
+            Fill::Formula => in_parallel(&mut data, N, |first, bytes| {
+                for (i, out) in bytes.as_chunks_mut::<N>().0.iter_mut().enumerate() {
+                    let z = mix(hash.wrapping_add(((first + i) as u64 + 1).wrapping_mul(GOLDEN)));
+                    let v = (z >> 40) as f64 / f64::from(1 << 23) - 1.0;
+                    *out = store((v * factor + offset) as f32);
+                }
+            }),
+            Fill::Random(seed) => {
+                let start = hash ^ mix(seed);
+                let (factor, offset) = ((factor / 32768.0) as f32, offset as f32);
+                // One draw makes four values, as first is a multiple of four.
+                in_parallel(&mut data, N, |first, bytes| {
+                    for (i, four) in bytes.as_chunks_mut::<N>().0.chunks_mut(4).enumerate() {
+                        let z = mix(start.wrapping_add(((first / 4 + i) as u64 + 1).wrapping_mul(GOLDEN)));
+                        for (j, out) in four.iter_mut().enumerate() {
+                            *out = store(f32::from((z >> (16 * j)) as i16) * factor + offset);
+                        }
+                    }
+                });
+            }
+        }
+        data
+    }
+}
+
+/// Factor and offset of values in [-1, 1).
+fn range(info: &TensorInfo) -> (f64, f64) {
+    match info.shape.as_slice() {
+        [_] | [] if info.name.ends_with("e_score_correction_bias") => (0.05, 0.0),
+        [_] | [] if info.name.ends_with("norm.weight") => (0.1, 1.0),
+        [_] | [] => (0.1, 0.0),
+        _ if info.name.contains("embed_tokens") => (1.7320508, 0.0),
+        shape => ((3.0 / shape.last().map_or(1.0, |&n| n as f64)).sqrt(), 0.0),
+    }
+}
+
+const GOLDEN: u64 = 0x9e37_79b9_7f4a_7c15;
+
+/// FNV-1a, 64 bits.
+fn fnv(name: &str) -> u64 {
+    name.bytes().fold(0xcbf2_9ce4_8422_2325, |h, b| (h ^ u64::from(b)).wrapping_mul(0x100_0000_01b3))
+}
+
+/// The finish of splitmix64.
+fn mix(x: u64) -> u64 {
+    let z = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    z ^ (z >> 31)
+}
+
+/// Fills `data` on all cores: `work` gets the number of a part's first element, a multiple of 4, and the part.
+fn in_parallel(data: &mut [u8], element: usize, work: impl Fn(usize, &mut [u8]) + Sync) {
+    const LEAST: usize = 1 << 15; // elements worth a thread
+    let threads = std::thread::available_parallelism().map_or(1, |n| n.get());
+    let part = (data.len() / element).div_ceil(threads).max(LEAST).next_multiple_of(4);
+    std::thread::scope(|scope| {
+        let mut parts = data.chunks_mut(part * element);
+        let own = parts.next();
+        for (i, bytes) in parts.enumerate() {
+            let work = &work;
+            scope.spawn(move || work((i + 1) * part, bytes));
+        }
+        own.into_iter().for_each(|bytes| work(0, bytes));
+    });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn info(name: &str, dtype: DType, shape: &[usize]) -> TensorInfo {
+        TensorInfo { name: name.into(), dtype, shape: shape.to_vec() }
+    }
+
+    /// Bits of elements 0, 1, n/2 and n-1 and the sum of all, computed with numpy from the formula.
+    #[test]
+    fn formula_agrees_with_numpy() {
+        for (name, shape, expected, sum) in [
+            (
+                "model.layers.0.self_attn.q_proj.weight",
+                &[4096, 4096][..],
+                [0xbb8f, 0xbcc0, 0x3cdc, 0xbc3a],
+                533_223_207_746,
+            ),
+            ("model.embed_tokens.weight", &[1000, 64], [0xbee4, 0xbf20, 0xbfdb, 0x3f12], 2_084_718_544),
+            ("model.layers.1.input_layernorm.weight", &[2048], [0x3f8a, 0x3f74, 0x3f89, 0x3f83], 33_285_094),
+            ("model.layers.0.self_attn.q_proj.bias", &[2048], [0x3d15, 0x3c7b, 0x3c90, 0x3d6d], 65_281_860),
+            ("lm_head.weight", &[70000, 32], [0x3e9b, 0x3e98, 0x3e03, 0x3e88], 72_194_500_409_u64),
+        ] {
+            let source = Synthetic::formula(vec![info(name, DType::BF16, shape)]);
+            let tensor = source.tensor(name).unwrap();
+            let bits: Vec<u16> = tensor.data.as_chunks::<2>().0.iter().map(|b| u16::from_le_bytes(*b)).collect();
+            let n = bits.len();
+            assert_eq!([bits[0], bits[1], bits[n / 2], bits[n - 1]], expected, "{name}");
+            assert_eq!(bits.iter().map(|b| u64::from(*b)).sum::<u64>(), sum, "{name}");
+        }
+        let name = "model.layers.1.mlp.gate.e_score_correction_bias";
+        let tensor = Synthetic::formula(vec![info(name, DType::F32, &[64])]).tensor(name).unwrap();
+        let values = tensor.to_f32().unwrap();
+        let bits = [0, 1, 32, 63].map(|i: usize| values[i].to_bits());
+        assert_eq!(bits, [0xbd0f_5c73, 0x3d32_0d53, 0xbc06_0f26, 0x3d14_51e3]);
+        assert_eq!(values.iter().map(|v| f64::from(*v)).sum::<f64>(), 0.21966743987286463);
+    }
+
+    #[test]
+    fn random_weights_have_their_variance() {
+        let infos = vec![info("a.weight", DType::BF16, &[512, 768]), info("b.norm.weight", DType::BF16, &[4097])];
+        let values = |seed, name| Synthetic::random(infos.clone(), seed).tensor(name).unwrap().to_f32().unwrap();
+        let a = values(1, "a.weight");
+        let mean = |f: fn(f64) -> f64, of: &[f32]| of.iter().map(|v| f(f64::from(*v))).sum::<f64>() / of.len() as f64;
+        assert!(mean(|v| v, &a).abs() < 1e-3);
+        assert!((mean(|v| v * v, &a) * 768.0 - 1.0).abs() < 0.01);
+        assert!((mean(|v| v, &values(1, "b.norm.weight")) - 1.0).abs() < 0.01);
+        assert_eq!(a, values(1, "a.weight"));
+        assert_ne!(a, values(2, "a.weight"));
+        // Neighbouring rows and halves of the thread split are unrelated.
+        let correlation: f64 =
+            a.iter().zip(&a[768..]).map(|(x, y)| f64::from(x * y)).sum::<f64>() * 768.0 / a.len() as f64;
+        assert!(correlation.abs() < 0.01, "{correlation}");
+    }
+
+    #[test]
+    fn what_cannot_be_made_is_refused() {
+        let source = Synthetic::random(vec![info("i", DType::I32, &[2])], 0);
+        assert_eq!(source.tensor("i").unwrap_err().to_string(), "tensor \"i\": expected F32, F16 or BF16, found I32");
+        assert!(source.tensor("j").unwrap_err().to_string().contains("is not in synthetic weights (random, seed 0)"));
+    }
+}
