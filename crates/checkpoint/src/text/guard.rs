@@ -1,7 +1,7 @@
 //! Rewrites a template so that nothing grows unseen (see [`limits`]).
 //!
 //! minijinja has no hook for operators, so each one that can make something larger is wrapped in a filter, found by
-//! its place in the syntax tree: `a ~ b` becomes `(a|_flat ~ b|_flat)|_spent`. Lines stay where they are.
+//! its place in the syntax tree: `a ~ b` becomes `((((a)|_flat) ~ ((b)|_flat))|_spent)`. Lines stay where they are.
 
 use minijinja::machinery::{Span, ast, parse};
 use minijinja::syntax::SyntaxConfig;
@@ -19,13 +19,13 @@ pub(super) fn install(env: &mut Environment<'_>) {
 /// `source` with its operators guarded.
 pub(super) fn rewrite(file: &str, source: &str, syntax: &SyntaxConfig) -> Result<String, Error> {
     let tree = parse(source, file, syntax.clone())?;
-    let mut guard = Guard { edits: Vec::new(), refused: None };
+    let mut guard = Guard { source, edits: Vec::new(), refused: None };
     guard.stmt(&tree);
     if let Some(what) = guard.refused {
-        let why = format!("{what} is not possible in a chat template: there is no other template to refer to");
+        let why = format!("{what} is not possible in a chat template");
         return Err(Error::new(ErrorKind::SyntaxError, why));
     }
-    // Stable: at one place the outer parenthesis opens first and closes last.
+    // Stable: at one place the outer parentheses open first and close last.
     guard.edits.sort_by_key(|(at, _)| *at);
     let mut out = String::with_capacity(source.len() + 16 * guard.edits.len());
     let mut done = 0;
@@ -38,19 +38,57 @@ pub(super) fn rewrite(file: &str, source: &str, syntax: &SyntaxConfig) -> Result
     Ok(out)
 }
 
-struct Guard {
+struct Guard<'s> {
+    source: &'s str,
     /// Texts to insert, and the byte offsets where.
     edits: Vec<(usize, String)>,
     /// A statement that needs other templates.
     refused: Option<&'static str>,
 }
 
-impl Guard {
-    /// Wrap `span` in `( )|filter`, its inside visited by `inside`.
-    fn wrap(&mut self, span: Span, filter: &str, inside: impl FnOnce(&mut Self)) {
-        self.edits.push((span.start_offset as usize, "(".into()));
+impl Guard<'_> {
+    /// Wrap the bytes from `start` to `end` in `(( )|filter)`, their inside visited by `inside`.
+    fn wrap(&mut self, (start, end): (usize, usize), filter: &str, inside: impl FnOnce(&mut Self)) {
+        self.edits.push((start, "((".into()));
         inside(self);
-        self.edits.push((span.end_offset as usize, format!(")|{filter}")));
+        self.edits.push((end, format!(")|{filter})")));
+    }
+
+    /// Wrap `left operator right`, of which minijinja tells the whole extent, and the operands. The spans of operands
+    /// leave out their parentheses, so the operator between them is looked for.
+    fn operator(&mut self, span: Span, op: &ast::BinOp<'_>, sign: char, left: Option<&str>, right: &str) {
+        let (start, end) = extent(span);
+        let from = op.left.span().end_offset as usize;
+        let gap = self.source.get(from..).unwrap_or_default();
+        let skipped = gap.len() - gap.trim_start_matches(|c: char| c.is_whitespace() || c == ')').len();
+        let at = from + skipped;
+        if !gap[skipped..].starts_with(sign) {
+            self.refused = Some("this way to write an operator");
+            return;
+        }
+        self.wrap((start, end), "_spent", |g| {
+            match left {
+                Some(filter) => g.wrap((start, at), filter, |g| g.expr(&op.left)),
+                None => g.expr(&op.left),
+            }
+            g.wrap((at + sign.len_utf8(), end), right, |g| g.expr(&op.right));
+        });
+    }
+
+    /// Charge the literal text of a loop's body for every turn: `for x in items` -> `for x in ((items)|_each(n))`.
+    fn each(&mut self, target: &ast::Expr<'_>, items: &ast::Expr<'_>, bytes: usize) {
+        let after = |at: u32| {
+            let rest = self.source.get(at as usize..).unwrap_or_default();
+            let inner = rest.trim_start_matches(|c: char| c.is_whitespace() || c == ')');
+            (at as usize + rest.len() - inner.len(), inner)
+        };
+        let (start, keyword) = after(target.span().end_offset);
+        let (end, _) = after(items.span().end_offset);
+        if keyword.starts_with("in") {
+            self.wrap((start + 2, end), &format!("_each({bytes})"), |g| g.expr(items));
+        } else {
+            self.refused = Some("this way to write a loop");
+        }
     }
 
     fn body(&mut self, stmts: &[ast::Stmt<'_>]) {
@@ -64,10 +102,7 @@ impl Guard {
             Stmt::EmitExpr(e) => self.expr(&e.expr),
             Stmt::EmitRaw(_) | Stmt::Continue(_) | Stmt::Break(_) => {}
             Stmt::ForLoop(f) => {
-                match raw_bytes(&f.body) {
-                    0 => self.expr(&f.iter),
-                    n => self.wrap(f.iter.span(), &format!("_each({n})"), |g| g.expr(&f.iter)),
-                }
+                self.each(&f.target, &f.iter, raw_bytes(&f.body));
                 f.filter_expr.iter().for_each(|e| self.expr(e));
                 self.body(&f.body);
                 self.body(&f.else_body);
@@ -119,21 +154,16 @@ impl Guard {
         match expr {
             Expr::Var(_) | Expr::Const(_) => {}
             Expr::BinOp(op) => match op.op {
-                BinOpKind::Concat => self.wrap(expr.span(), "_spent", |g| {
-                    g.wrap(op.left.span(), "_flat", |g| g.expr(&op.left));
-                    g.wrap(op.right.span(), "_flat", |g| g.expr(&op.right));
-                }),
-                // The filter on the right operand also keeps the compiler from folding `'x' * 100000000`.
-                BinOpKind::Add | BinOpKind::Mul => self.wrap(expr.span(), "_spent", |g| {
-                    g.expr(&op.left);
-                    g.wrap(op.right.span(), "_spent", |g| g.expr(&op.right));
-                }),
+                BinOpKind::Concat => self.operator(expr.span(), op, '~', Some("_flat"), "_flat"),
+                BinOpKind::Add => self.operator(expr.span(), op, '+', None, "_spent"),
+                // The filter also keeps the compiler from folding `'x' * 100000000` into a constant.
+                BinOpKind::Mul => self.operator(expr.span(), op, '*', None, "_spent"),
                 _ => {
                     self.expr(&op.left);
                     self.expr(&op.right);
                 }
             },
-            Expr::Call(call) => self.wrap(expr.span(), "_spent", |g| {
+            Expr::Call(call) => self.wrap((chain_start(expr), extent(expr.span()).1), "_spent", |g| {
                 g.expr(&call.expr);
                 g.args(&call.args);
             }),
@@ -171,6 +201,28 @@ impl Guard {
                 self.expr(v);
             }),
         }
+    }
+}
+
+fn extent(span: Span) -> (usize, usize) {
+    (span.start_offset as usize, span.end_offset as usize)
+}
+
+/// Where `a.b[c].d(e)` begins. Of such a chain only the innermost link has a span that starts there; the spans of the
+/// others start further right.
+fn chain_start(expr: &ast::Expr<'_>) -> usize {
+    use ast::Expr;
+    let mut start = extent(expr.span()).0;
+    let mut link = expr;
+    loop {
+        link = match link {
+            Expr::GetAttr(a) => &a.expr,
+            Expr::GetItem(i) => &i.expr,
+            Expr::Slice(s) => &s.expr,
+            Expr::Call(c) => &c.expr,
+            _ => return start,
+        };
+        start = start.min(extent(link.span()).0);
     }
 }
 

@@ -97,8 +97,24 @@ pub(super) fn flat(value: &Value) -> Result<Value, Error> {
     if value.kind() == ValueKind::String { Ok(value.clone()) } else { text_of(value).map(Value::from) }
 }
 
-/// What a loop goes over, when its body writes `bytes` of literal text each time.
+/// What a loop goes over, when its body writes `bytes` of literal text each time. Its length becomes known, which
+/// `loop.last` needs.
 pub(super) fn each(value: Value, bytes: usize) -> Result<Value, Error> {
+    let value = match value.kind() {
+        ValueKind::String => {
+            before_list(value.clone())?;
+            value.as_str().unwrap_or_default().chars().map(Value::from).collect()
+        }
+        ValueKind::Iterable if value.len().is_none() => {
+            let mut items = Vec::new();
+            for item in value.try_iter()? {
+                charge_many(ELEMENT, 1)?;
+                items.push(item);
+            }
+            Value::from(items)
+        }
+        _ => value,
+    };
     charge_many(bytes, value.len().unwrap_or(0))?;
     Ok(value)
 }

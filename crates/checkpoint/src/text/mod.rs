@@ -13,6 +13,7 @@ mod limits;
 mod message;
 mod python;
 mod stream;
+mod tags;
 mod template;
 mod tokenizer;
 

@@ -1,7 +1,7 @@
 //! What Jinja templates take from Python and minijinja does differently: methods of strings, truths about types, the
 //! way numbers print.
 
-use minijinja::value::{Kwargs, Rest, ValueKind, ValueOrKwargs, from_args};
+use minijinja::value::{Kwargs, Rest, Tuple, ValueKind, ValueOrKwargs, from_args};
 use minijinja::{Environment, Error, ErrorKind, Output, State, Value, filters};
 use minijinja_contrib::pycompat;
 
@@ -18,6 +18,8 @@ pub(super) fn install(env: &mut Environment<'_>) {
     env.add_test("number", |v: &Value| matches!(v.kind(), ValueKind::Number | ValueKind::Bool));
     env.add_filter("tojson", json::tojson);
     env.add_filter("string", |value: &Value| limits::text_of(value).map(Value::from));
+    env.add_filter("int", |value: &Value, default: Option<Value>| number(value, default, true));
+    env.add_filter("float", |value: &Value, default: Option<Value>| number(value, default, false));
 
     let ok: Before = |_| Ok(());
     let guarded: [(&'static str, Value, Before); 19] = [
@@ -47,6 +49,28 @@ pub(super) fn install(env: &mut Environment<'_>) {
             before(&args)?;
             limits::spent(original.call(state, &args)?)
         });
+    }
+}
+
+/// `value | int(default=0)`, `value | float(default=0.0)`: what is not a number gives the default.
+fn number(value: &Value, default: Option<Value>, integer: bool) -> Value {
+    let text = value.as_str().map(str::trim);
+    if integer {
+        let exact = text.map_or_else(|| i64::try_from(value.clone()).ok(), |t| t.parse().ok());
+        if let Some(n) = exact {
+            return Value::from(n);
+        }
+    }
+    let number = match text {
+        Some(text) => text.parse().ok(),
+        None if value.kind() == ValueKind::Bool => Some(f64::from(u8::from(value.is_true()))),
+        None => f64::try_from(value.clone()).ok(),
+    };
+    match number {
+        // Towards zero; out of range saturates.
+        Some(x) if integer && x.is_finite() => Value::from(x as i64),
+        Some(x) if !integer => Value::from(x),
+        _ => default.unwrap_or_else(|| if integer { Value::from(0) } else { Value::from(0.0) }),
     }
 }
 
@@ -115,7 +139,7 @@ fn string_method(text: &str, name: &str, args: &[Value]) -> Result<Option<Value>
                 None if last => ["", "", text],
                 None => [text, "", ""],
             };
-            parts.iter().map(|&part| Value::from(part)).collect()
+            Value::from(Tuple::from(parts.map(Value::from)))
         }
         "split" | "rsplit" => {
             let (separator, most, named): (Option<&str>, Option<i64>, Kwargs) = from_args(args)?;

@@ -7,11 +7,11 @@ use minijinja::syntax::SyntaxConfig;
 use minijinja::{AutoEscape, Environment, ErrorKind};
 use serde_json::{Map, Value};
 
-use super::{DateTime, Message, TokenizerConfig, guard, limits, python};
+use super::{DateTime, Message, TokenizerConfig, guard, limits, python, tags};
 use crate::{Error, Result};
 
 /// Largest template that is accepted (bytes); published ones stay under 100 kB.
-const MAX_SOURCE: usize = 1 << 20;
+const MAX_SOURCE: usize = 512 << 10;
 /// Largest prompt that a rendering may write (bytes).
 const MAX_PROMPT: usize = 64 << 20;
 /// Steps that a rendering may take, and more for each message and for each byte of tools.
@@ -94,9 +94,19 @@ impl ChatTemplate {
             let why = format!("expected a template of at most {MAX_SOURCE} bytes, found {}", source.len());
             return Err(Error::invalid(&self.file, why));
         }
-        let source = tolerate_generation(&source.replace("\r\n", "\n").replace('\r', "\n"));
-        let guarded = guard::rewrite(&name, &source, self.env.syntax()).map_err(|e| self.error(&e))?;
-        self.env.add_template_owned(name, guarded).map_err(|e| self.error(&e))
+        let source = source.replace("\r\n", "\n").replace('\r', "\n");
+        let source = tags::prepare(&source).map_err(|line| {
+            let why = format!("blocks nested deeper than {}", tags::MAX_NESTING);
+            Error::invalid(format!("{} line {line}", self.file), why)
+        })?;
+        let mut env = self.env.clone();
+        let compile = || {
+            let guarded = guard::rewrite(&name, &source, env.syntax())?;
+            env.add_template_owned(name, guarded)
+        };
+        self.with_stack(|| compile().map_err(|e: minijinja::Error| self.error(&e)))??;
+        self.env = env;
+        Ok(())
     }
 
     /// Use `clock` instead of the local time for `strftime_now`.
@@ -126,15 +136,17 @@ impl ChatTemplate {
             // The pieces were strings, so this cannot be lossy.
             Ok(String::from_utf8_lossy(&out.0).into_owned())
         };
+        self.with_stack(|| render().map_err(|e| self.error(&e)))?
+    }
+
+    /// Run `work` on a thread with much stack.
+    fn with_stack<T: Send>(&self, work: impl FnOnce() -> T + Send) -> Result<T> {
         let thread = std::thread::Builder::new().name("chat template".into()).stack_size(STACK);
-        let outcome = std::thread::scope(|scope| {
-            let handle = thread.spawn_scoped(scope, render);
-            handle.map(|handle| handle.join())
-        });
+        let outcome = std::thread::scope(|scope| thread.spawn_scoped(scope, work).map(|handle| handle.join()));
         match outcome {
-            Ok(Ok(rendered)) => rendered.map_err(|e| self.error(&e)),
+            Ok(Ok(done)) => Ok(done),
             Ok(Err(_)) => Err(Error::invalid(&self.file, "rendering stopped unexpectedly; please report this template")),
-            Err(e) => Err(Error::invalid(&self.file, format!("cannot start a thread for rendering: {e}"))),
+            Err(e) => Err(Error::invalid(&self.file, format!("cannot start a thread for the template: {e}"))),
         }
     }
 
@@ -195,6 +207,8 @@ fn environment() -> Environment<'static> {
     if let Ok(syntax) = syntax.trim_blocks(true).lstrip_blocks(true).build() {
         env.set_syntax(syntax);
     }
+    // It would keep the values around an error alive in the error.
+    env.set_debug(false);
     env.set_auto_escape_callback(|_| AutoEscape::None);
     env.set_recursion_limit(100);
     python::install(&mut env);
@@ -234,51 +248,4 @@ impl io::Write for Limited {
     fn flush(&mut self) -> io::Result<()> {
         Ok(())
     }
-}
-
-/// transformers' `{% generation %} ... {% endgeneration %}` marks what the assistant said, for training. Here it is a
-/// scope (`with`), which is what it means for variables, and nothing else.
-fn tolerate_generation(source: &str) -> String {
-    let mut out = String::with_capacity(source.len());
-    let mut rest = source;
-    while let Some(start) = rest.find("{%").into_iter().chain(rest.find("{#")).chain(rest.find("{{")).min() {
-        let (before, tag) = rest.split_at(start);
-        out.push_str(before);
-        let close = match &tag[..2] {
-            "{%" => "%}",
-            "{#" => "#}",
-            _ => "}}",
-        };
-        let end = tag_end(tag, close);
-        let inner = &tag[2..end.max(2)];
-        let word = inner.trim_matches(|c: char| c.is_whitespace() || matches!(c, '-' | '+'));
-        match word {
-            "generation" | "endgeneration" if close == "%}" => {
-                let with = word.replace("generation", "with");
-                out.push_str(&tag[..2]);
-                out.push_str(&inner.replacen(word, &with, 1));
-            }
-            _ => out.push_str(&tag[..end.max(2)]),
-        }
-        rest = &tag[end.max(2)..];
-    }
-    out + rest
-}
-
-/// Where the tag that starts `tag` is closed (before its `close`), strings skipped.
-fn tag_end(tag: &str, close: &str) -> usize {
-    let mut quote = None;
-    let bytes = tag.as_bytes();
-    let mut i = 2;
-    while i < bytes.len() {
-        match (quote, bytes[i]) {
-            (Some(_), b'\\') => i += 1,
-            (Some(q), b) if q == b => quote = None,
-            (None, b'"' | b'\'') if close != "#}" => quote = Some(bytes[i]),
-            (None, _) if bytes[i..].starts_with(close.as_bytes()) => return i,
-            _ => {}
-        }
-        i += 1;
-    }
-    tag.len()
 }
