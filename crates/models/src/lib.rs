@@ -21,4 +21,4 @@ pub use error::{Error, Result};
 pub use inventory::{Inventory, Report};
 pub use loader::Loader;
 pub use model::{Layer, LoadOptions, Model, Progress, Residency};
-pub use published::{PUBLISHED, Published, published};
+pub use published::{PUBLISHED, Published, formula_checkpoint, published};

@@ -1,7 +1,8 @@
 //! Configurations of published models, so that their speed and their numerics can be known without a download.
 
-use crate::{Error, Result};
-use marlin_checkpoint::Config;
+use crate::{Architecture, Error, Result};
+use marlin_checkpoint::{Checkpoint, Config, Folder, Synthetic};
+use std::sync::Arc;
 use serde_json::{Value, json};
 
 /// A published model.
@@ -103,4 +104,12 @@ pub fn published(name: &str, layers: Option<usize>) -> Result<Config> {
         config["num_hidden_layers"] = layers.into();
     }
     Ok(Config::parse(format!("{name} (published sizes)"), &config.to_string())?)
+}
+/// The published model `name`, cut to two layers, with weights given by a formula: the same numbers on any machine.
+pub fn formula_checkpoint(name: &str) -> Result<Checkpoint> {
+    let config = published(name, Some(2))?;
+    let tensors = Architecture::parse(&config)?.inventory().required().to_vec();
+    let store = Synthetic::formula(tensors);
+    let folder = Folder::Embedded { name: "synthetic", files: &[] };
+    Ok(Checkpoint::from_parts(name, config, Arc::new(store), folder)?)
 }

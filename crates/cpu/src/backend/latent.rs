@@ -1,0 +1,149 @@
+//! Latent attention: absorbed, or expanded where that is less work.
+
+use super::{CpuBackend, CpuBatch, CpuKv, CpuLinear, Tensor, shape};
+use crate::attention::{self, Expanded, LatentShape, Sequence, Span};
+use crate::linear::{self, Job, Out};
+use crate::{Mode, ops};
+use marlin_backend::{Error, LatentForm, LinearHandle, Result};
+
+/// Positions beyond which keys and values are not expanded: they would take too much memory.
+const LONGEST_EXPANDED: usize = 4096;
+
+/// The sizes of a latent attention layer.
+struct Sizes {
+    heads: usize,
+    nope: usize,
+    value: usize,
+    latent: LatentShape,
+}
+
+impl Sizes {
+    fn of(q: &Tensor, kv_b: &CpuLinear, latent: LatentShape, heads: usize) -> Result<Self> {
+        let op = "latent_attention";
+        let divisible = heads > 0 && q.cols.is_multiple_of(heads) && kv_b.rows().is_multiple_of(heads);
+        let (query, both) = (q.cols / heads.max(1), kv_b.rows() / heads.max(1));
+        if !divisible || query < latent.rope || both < query - latent.rope || kv_b.cols() != latent.rank {
+            let expected = format!("{heads} heads with a rank of {} and {} rotated values", latent.rank, latent.rope);
+            return Err(Error::shape(op, expected, format!("queries of {}, kv_b_proj [{}, {}]", q.cols, kv_b.rows(), kv_b.cols())));
+        }
+        let nope = query - latent.rope;
+        Ok(Self { heads, nope, value: both - nope, latent })
+    }
+
+    /// Whether `rows` queries at the end of `positions` are less work against expanded keys and values. Counted are
+    /// multiplications for each position: absorbed queries and values are `rank` wide instead of `nope` and `value`,
+    /// while expanding takes a product with `kv_b_proj`.
+    fn expand(&self, rows: usize, positions: usize) -> bool {
+        let rank = self.latent.rank;
+        let saved = rows * (2 * rank).saturating_sub(self.nope + self.value);
+        positions <= LONGEST_EXPANDED && saved > rank * (self.nope + self.value)
+    }
+}
+
+#[allow(clippy::too_many_arguments)]
+pub(super) fn attention(
+    b: &CpuBackend,
+    q: &Tensor,
+    kv_b: &CpuLinear,
+    kv: &CpuKv,
+    layer: usize,
+    heads: usize,
+    scale: f32,
+    form: LatentForm,
+    batch: &CpuBatch,
+) -> Result<Tensor> {
+    let s = Sizes::of(q, kv_b, kv.latent_shape("latent_attention")?, heads)?;
+    let memory = kv.layer(layer)?;
+    let mut out = b.buffers.tensor(q.rows, heads * s.value);
+    let expand = |span: &Span| match form {
+        LatentForm::Absorbed => false,
+        LatentForm::Expanded => true,
+        // One form for every batch keeps exact results independent of it.
+        LatentForm::Auto => b.mode == Mode::Fast && s.expand(span.rows, span.start + span.rows),
+    };
+    let seqs = batch.spans.all();
+    for run in seqs.chunk_by(|a, b| !expand(&a.span) && !expand(&b.span)) {
+        let rows = run[0].span.row..run[run.len() - 1].span.row + run[run.len() - 1].span.rows;
+        let queries = &q.values()[rows.start * q.cols..rows.end * q.cols];
+        let width = out.cols;
+        let results = &mut out.values_mut()[rows.start * width..rows.end * width];
+        let local = |seq: &Sequence<'_>| Span { row: seq.span.row - rows.start, ..seq.span };
+        if expand(&run[0].span) {
+            expanded(b, &s, queries, kv_b, &memory.first, run[0].table, local(&run[0]), scale, results)?;
+        } else {
+            let seqs: Vec<Sequence<'_>> = run.iter().map(|seq| Sequence { span: local(seq), table: seq.table }).collect();
+            absorbed(b, &s, queries, kv_b, &memory.first, &seqs, rows.len(), scale, results)?;
+        }
+    }
+    Ok(out)
+}
+
+#[allow(clippy::too_many_arguments)]
+fn absorbed(
+    b: &CpuBackend,
+    s: &Sizes,
+    q: &[f32],
+    kv_b: &CpuLinear,
+    pool: &[u8],
+    seqs: &[Sequence<'_>],
+    rows: usize,
+    scale: f32,
+    out: &mut [f32],
+) -> Result<()> {
+    let w = kv_b.require_dense("latent_attention")?;
+    let LatentShape { rank, rope, .. } = s.latent;
+    let mut q_lat = b.buffers.tensor(rows, s.heads * rank);
+    linear::per_head_transposed(&b.cpu, q, s.nope + rope, rows, s.heads, w, 0, s.nope, q_lat.values_mut()).map_err(shape)?;
+    let mut o_lat = b.buffers.tensor(rows, s.heads * rank);
+    let q_pe = &q[s.nope..];
+    let o = o_lat.values_mut();
+    attention::latent_attention(&b.cpu, b.mode, s.latent, pool, q_lat.values(), q_pe, s.nope + rope, s.heads, seqs, scale, o)
+        .map_err(shape)?;
+    let acts = &mut b.scratch().acts;
+    linear::per_head(&b.cpu, b.mode, o_lat.values(), rows, s.heads, w, s.nope, s.value, acts, out).map_err(shape)
+}
+
+#[allow(clippy::too_many_arguments)]
+fn expanded(
+    b: &CpuBackend,
+    s: &Sizes,
+    q: &[f32],
+    kv_b: &CpuLinear,
+    pool: &[u8],
+    table: &[u32],
+    span: Span,
+    scale: f32,
+    out: &mut [f32],
+) -> Result<()> {
+    let w = kv_b.require_dense("latent_attention")?;
+    let LatentShape { rank, block, dtype, .. } = s.latent;
+    let width = s.latent.width();
+    let positions = span.start + span.rows;
+    let mut cached = b.buffers.tensor(positions.next_multiple_of(block), width);
+    let bytes = s.latent.block_bytes();
+    for (to, id) in cached.values_mut().chunks_exact_mut(block * width).zip(table) {
+        let from = *id as usize * bytes;
+        ops::to_f32(&b.cpu, &pool[from..from + bytes], dtype, to).map_err(shape)?;
+    }
+    let per = s.nope + s.value;
+    let mut both = b.buffers.tensor(positions, s.heads * per);
+    {
+        let mut scratch = b.scratch();
+        let acts = scratch.acts.prepare(&b.cpu, b.mode, cached.values(), positions, rank, width).map_err(shape)?;
+        linear::linears(&b.cpu, &[Job::new(acts, w, Out::new(both.values_mut(), s.heads * per))]).map_err(shape)?;
+    }
+    let expanded = Expanded {
+        k: both.values(),
+        k_ld: s.heads * per,
+        k_head_ld: per,
+        k_width: s.nope,
+        pe: &cached.values()[rank..],
+        pe_ld: width,
+        pe_width: s.latent.rope,
+        v: &both.values()[s.nope..],
+        v_ld: s.heads * per,
+        v_head_ld: per,
+        v_width: s.value,
+    };
+    attention::expanded_attention(&b.cpu, b.mode, q, s.heads, &[(span, expanded)], scale, out).map_err(shape)
+}

@@ -1,0 +1,479 @@
+//! [`CpuBackend`]: the kernels behind the [`Backend`] trait.
+//!
+//! Operations are computed at once, in the caller's thread and the pool's. Residuals are added by the kernel that makes
+//! their second term, and gate, up and SwiGLU are one region; everything else follows the default blocks.
+
+mod kv;
+mod latent;
+mod tensor;
+mod weights;
+
+pub use kv::CpuKv;
+pub use tensor::Tensor;
+pub use weights::CpuLinear;
+
+use crate::linear::{self, ActsBuf, ExpertsBuf, Job, Out, Route};
+use crate::{Cpu, DType, Level, Mode, ops};
+use kv::Spans;
+use marlin_backend::blocks::{self, Attention, LatentAttention, Mlp, Moe, RouterRule, Scoring};
+use marlin_backend::{
+    Backend, Error, Expert, KvSpec, LatentForm, Pass, Result, RopeTable, Sample, SampleRow, Step, Token, sampling,
+};
+use marlin_checkpoint::Linear;
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use tensor::Buffers;
+
+/// What KV memory stores.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum KvType {
+    /// f32 in exact mode, else bf16.
+    #[default]
+    Auto,
+    /// Single precision.
+    F32,
+    /// The upper half of a single.
+    Bf16,
+    /// Half precision.
+    F16,
+}
+
+/// How a [`CpuBackend`] computes.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct CpuOptions {
+    /// Threads; 0 takes the physical cores.
+    pub threads: usize,
+    /// f32 arithmetic throughout, and KV memory in f32 unless `kv` says otherwise. Results then do not depend on the
+    /// batch, the chunking or the number of threads, bit for bit.
+    pub exact: bool,
+    /// What KV memory stores.
+    pub kv: KvType,
+}
+
+/// The CPU as a backend.
+pub struct CpuBackend {
+    cpu: Cpu,
+    mode: Mode,
+    kv_dtype: DType,
+    buffers: Buffers,
+    scratch: Mutex<Scratch>,
+}
+
+/// Memory that operations need while they run.
+#[derive(Default)]
+struct Scratch {
+    acts: ActsBuf,
+    experts: ExpertsBuf,
+}
+
+/// A prepared step.
+pub struct CpuBatch {
+    tokens: Vec<u32>,
+    positions: Vec<u32>,
+    spans: Spans,
+    outputs: Vec<u32>,
+    /// Cosines and sines of the step's positions, for each rotary table that has been used.
+    angles: Mutex<Vec<(Arc<RopeTable>, Arc<ops::Angles>)>>,
+}
+
+/// Experts and weights of every row, `slots` of each.
+pub struct CpuRouting {
+    experts: Vec<u32>,
+    weights: Vec<f32>,
+    slots: usize,
+}
+
+/// A layer's experts: gate, up, down.
+pub struct CpuExperts(Vec<[CpuLinear; 3]>);
+
+/// An error of a kernel as one of the backend.
+fn shape(error: crate::Error) -> Error {
+    Error::shape(error.op, format!("{} {}", error.what, error.expected), error.found)
+}
+
+fn expect(op: &'static str, what: &str, expected: usize, found: usize) -> Result<()> {
+    if expected == found { Ok(()) } else { Err(Error::shape(op, format!("{expected} {what}"), found)) }
+}
+
+impl CpuBackend {
+    /// The CPU at its highest level of SIMD (or the one that the environment variable `MARLIN_SIMD` names).
+    pub fn new(options: CpuOptions) -> Self {
+        Self::on(Cpu::new(options.threads), options)
+    }
+
+    /// The same on a given pool and level; `options.threads` is not used.
+    pub fn on(cpu: Cpu, options: CpuOptions) -> Self {
+        let kv_dtype = match options.kv {
+            KvType::Auto if options.exact => DType::F32,
+            KvType::Auto | KvType::Bf16 => DType::Bf16,
+            KvType::F32 => DType::F32,
+            KvType::F16 => DType::F16,
+        };
+        let mode = if options.exact { Mode::Exact } else { Mode::Fast };
+        Self { cpu, mode, kv_dtype, buffers: Buffers::default(), scratch: Mutex::default() }
+    }
+
+    /// Threads and instruction set.
+    pub fn cpu(&self) -> &Cpu {
+        &self.cpu
+    }
+
+    /// The instruction set in use.
+    pub fn level(&self) -> Level {
+        self.cpu.level()
+    }
+
+    fn scratch(&self) -> MutexGuard<'_, Scratch> {
+        self.scratch.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Each linear of `x`; dense ones share one parallel region.
+    fn apply(&self, mode: Mode, linears: &[&CpuLinear], x: &Tensor) -> Result<Vec<Tensor>> {
+        let mut out = Vec::with_capacity(linears.len());
+        for w in linears {
+            expect("linear", "columns", marlin_backend::LinearHandle::cols(*w), x.cols)?;
+            out.push(match w.dense()? {
+                Some(mat) => self.buffers.tensor(x.rows, mat.rows()),
+                None => w.decoded(self, x)?,
+            });
+        }
+        let mut scratch = self.scratch();
+        let acts = scratch.acts.prepare(&self.cpu, mode, x.values(), x.rows, x.cols, x.cols).map_err(shape)?;
+        let mut jobs = Vec::with_capacity(linears.len());
+        for (w, y) in linears.iter().zip(&mut out) {
+            if let Some(mat) = w.dense()? {
+                jobs.push(Job::new(acts, mat, Out::new(y.values_mut(), mat.rows())).bias(w.bias()));
+            }
+        }
+        linear::linears(&self.cpu, &jobs).map_err(shape)?;
+        drop(jobs);
+        Ok(out)
+    }
+
+    fn one(&self, w: &CpuLinear, x: &Tensor) -> Result<Tensor> {
+        self.apply(self.mode, &[w], x)?.pop().ok_or_else(|| Error::shape("linear", 1, 0))
+    }
+
+    /// `h + linear(x)`.
+    fn residual(&self, w: &CpuLinear, x: &Tensor, mut h: Tensor) -> Result<Tensor> {
+        let Some(mat) = w.dense()? else { return self.add(h, &self.one(w, x)?) };
+        expect("linear", "columns", mat.cols(), x.cols)?;
+        expect("linear", "rows", x.rows, h.rows)?;
+        expect("linear", "outputs", mat.rows(), h.cols)?;
+        let mut scratch = self.scratch();
+        let acts = scratch.acts.prepare(&self.cpu, self.mode, x.values(), x.rows, x.cols, x.cols).map_err(shape)?;
+        let out = Out::new(h.values_mut(), mat.rows());
+        linear::linears(&self.cpu, &[Job::new(acts, mat, out).bias(w.bias()).add(true)]).map_err(shape)?;
+        Ok(h)
+    }
+
+    /// `silu(gate x) * up x`.
+    fn gate_up(&self, gate: &CpuLinear, up: &CpuLinear, x: &Tensor) -> Result<Tensor> {
+        let (Some(g), Some(u), None, None) = (gate.dense()?, up.dense()?, gate.bias(), up.bias()) else {
+            let mut both = self.apply(self.mode, &[gate, up], x)?;
+            let (up, gate) = (both.pop(), both.pop());
+            return match (gate, up) {
+                (Some(gate), Some(up)) => self.swiglu(gate, &up),
+                _ => Err(Error::shape("linears", 2, 0)),
+            };
+        };
+        let mut out = self.buffers.tensor(x.rows, g.rows());
+        let mut scratch = self.scratch();
+        let acts = scratch.acts.prepare(&self.cpu, self.mode, x.values(), x.rows, x.cols, x.cols).map_err(shape)?;
+        let job = Job::swiglu(acts, g, u, Out::new(out.values_mut(), g.rows()));
+        linear::linears(&self.cpu, &[job]).map_err(shape)?;
+        Ok(out)
+    }
+
+    /// `h + experts(x)`, or `experts(x)` into `h` if not `add`.
+    fn experts_into(&self, x: &Tensor, experts: &CpuExperts, routing: &CpuRouting, add: bool, mut h: Tensor) -> Result<Tensor> {
+        let mut dense = Vec::with_capacity(experts.0.len());
+        for [gate, up, down] in &experts.0 {
+            dense.push(linear::Expert {
+                gate: gate.require_dense("experts")?,
+                up: up.require_dense("experts")?,
+                down: down.require_dense("experts")?,
+            });
+        }
+        let route = Route { experts: &routing.experts, weights: &routing.weights, slots: routing.slots };
+        let mut scratch = self.scratch();
+        let buf = &mut scratch.experts;
+        linear::experts(&self.cpu, self.mode, x.values(), x.rows, &dense, route, buf, add, h.values_mut()).map_err(shape)?;
+        Ok(h)
+    }
+
+    fn angles(&self, rope: &Arc<RopeTable>, batch: &CpuBatch) -> Arc<ops::Angles> {
+        let mut known = batch.angles.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((_, angles)) = known.iter().find(|(table, _)| Arc::ptr_eq(table, rope) || table == rope) {
+            return angles.clone();
+        }
+        let angles = Arc::new(ops::Angles::new(&self.cpu, &rope.inv_freq, &batch.positions));
+        known.push((rope.clone(), angles.clone()));
+        angles
+    }
+}
+
+impl Backend for CpuBackend {
+    type Tensor = Tensor;
+    type Vector = Vec<f32>;
+    type Linear = CpuLinear;
+    type Experts = CpuExperts;
+    type Rope = Arc<RopeTable>;
+    type Kv = CpuKv;
+    type Batch = CpuBatch;
+    type Routing = CpuRouting;
+    type Samples = Arc<Vec<Sample>>;
+
+    fn name(&self) -> String {
+        format!("cpu ({:?}, {} threads)", self.cpu.level(), self.cpu.pool().threads())
+    }
+
+    fn vector(&self, values: Vec<f32>) -> Result<Vec<f32>> {
+        match values.iter().position(|v| !v.is_finite()) {
+            None => Ok(values),
+            Some(index) => Err(Error::NotFinite { name: "a vector".into(), index, value: values[index] }),
+        }
+    }
+
+    fn linear(&self, linear: Linear) -> Result<CpuLinear> {
+        CpuLinear::new(self, linear)
+    }
+
+    fn experts(&self, experts: Vec<Expert>) -> Result<CpuExperts> {
+        let load = |e: Expert| Ok([self.linear(e.gate)?, self.linear(e.up)?, self.linear(e.down)?]);
+        Ok(CpuExperts(experts.into_iter().map(load).collect::<Result<_>>()?))
+    }
+
+    fn rope_table(&self, table: RopeTable) -> Result<Arc<RopeTable>> {
+        Ok(Arc::new(table))
+    }
+
+    fn kv(&self, spec: KvSpec) -> Result<CpuKv> {
+        CpuKv::new(spec, self.kv_dtype)
+    }
+
+    fn kv_bytes(&self, spec: &KvSpec) -> usize {
+        spec.values() * self.kv_dtype.size()
+    }
+
+    fn begin(&self, step: &Step, kv: &CpuKv, previous: Option<&Self::Samples>) -> Result<CpuBatch> {
+        let samples = previous.map_or(&[][..], |s| s.as_slice());
+        step.check(kv.spec(), samples.len())?;
+        let id = |token: &Token| match *token {
+            Token::Id(id) => id,
+            Token::Sampled(row) => samples[row as usize].token,
+        };
+        Ok(CpuBatch {
+            tokens: step.tokens.iter().map(id).collect(),
+            positions: step.rows().map(|row| row.position as u32).collect(),
+            spans: Spans::new(step),
+            outputs: step.outputs.clone(),
+            angles: Mutex::default(),
+        })
+    }
+
+    fn embed(&self, table: &CpuLinear, batch: &CpuBatch) -> Result<Tensor> {
+        let mut out = self.buffers.tensor(batch.tokens.len(), marlin_backend::LinearHandle::cols(table));
+        table.embed(self, &batch.tokens, &mut out)?;
+        Ok(out)
+    }
+
+    fn rms_norm(&self, x: &Tensor, weight: &Vec<f32>, eps: f32) -> Result<Tensor> {
+        if weight.is_empty() || !x.cols.is_multiple_of(weight.len()) {
+            return Err(Error::shape("rms_norm", format!("columns divisible by {}", weight.len()), x.cols));
+        }
+        let mut out = self.buffers.tensor(x.rows, x.cols);
+        ops::rms_norm(&self.cpu, x.values(), weight, eps, out.values_mut()).map_err(shape)?;
+        Ok(out)
+    }
+
+    fn linears(&self, linears: &[&CpuLinear], x: &Tensor) -> Result<Vec<Tensor>> {
+        self.apply(self.mode, linears, x)
+    }
+
+    fn rope(&self, mut x: Tensor, rope: &Arc<RopeTable>, group: usize, offset: usize, batch: &CpuBatch) -> Result<Tensor> {
+        let pairs = rope.inv_freq.len();
+        if group == 0 || !x.cols.is_multiple_of(group) || offset + 2 * pairs > group || x.rows != batch.positions.len() {
+            return Err(Error::shape("rope", format!("groups of {group} from {offset} for {pairs} pairs"), x.cols));
+        }
+        let angles = self.angles(rope, batch);
+        let cols = x.cols;
+        ops::rope(&self.cpu, x.values_mut(), cols, group, offset, rope.interleaved, &angles).map_err(shape)?;
+        Ok(x)
+    }
+
+    fn columns(&self, x: &Tensor, from: usize, to: usize) -> Result<Tensor> {
+        if from > to || to > x.cols {
+            return Err(Error::shape("columns", format!("{from}..{to} within"), x.cols));
+        }
+        let mut out = self.buffers.tensor(x.rows, to - from);
+        if to > from {
+            let rows = x.values().chunks_exact(x.cols);
+            out.values_mut().chunks_exact_mut(to - from).zip(rows).for_each(|(out, row)| out.copy_from_slice(&row[from..to]));
+        }
+        Ok(out)
+    }
+
+    fn append(&self, kv: &CpuKv, layer: usize, k: &Tensor, v: &Tensor, batch: &CpuBatch) -> Result<()> {
+        kv.append(&self.cpu, layer, k, v, &batch.spans)
+    }
+
+    fn append_latent(&self, kv: &CpuKv, layer: usize, latent: &Tensor, key: &Tensor, batch: &CpuBatch) -> Result<()> {
+        kv.append_latent(layer, latent, key, &batch.spans)
+    }
+
+    fn attention(&self, q: &Tensor, kv: &CpuKv, layer: usize, heads: usize, scale: f32, batch: &CpuBatch) -> Result<Tensor> {
+        let (width, value) = kv.heads("attention")?;
+        expect("attention", "columns", heads * width, q.cols)?;
+        let mut out = self.buffers.tensor(q.rows, heads * value);
+        kv.attention(&self.cpu, self.mode, layer, q, heads, scale, &batch.spans, &mut out)?;
+        Ok(out)
+    }
+
+    fn latent_attention(
+        &self,
+        q: &Tensor,
+        kv_b: &CpuLinear,
+        kv: &CpuKv,
+        layer: usize,
+        heads: usize,
+        scale: f32,
+        form: LatentForm,
+        batch: &CpuBatch,
+    ) -> Result<Tensor> {
+        latent::attention(self, q, kv_b, kv, layer, heads, scale, form, batch)
+    }
+
+    fn swiglu(&self, mut gate: Tensor, up: &Tensor) -> Result<Tensor> {
+        expect("swiglu", "values", gate.values().len(), up.values().len())?;
+        ops::swiglu(&self.cpu, gate.values_mut(), up.values()).map_err(shape)?;
+        Ok(gate)
+    }
+
+    fn add(&self, mut a: Tensor, b: &Tensor) -> Result<Tensor> {
+        expect("add", "values", a.values().len(), b.values().len())?;
+        ops::add(&self.cpu, a.values_mut(), b.values()).map_err(shape)?;
+        Ok(a)
+    }
+
+    fn gated(&self, mut x: Tensor, gate: &Tensor) -> Result<Tensor> {
+        expect("gated", "columns", 1, gate.cols)?;
+        expect("gated", "rows", x.rows, gate.rows)?;
+        let cols = x.cols;
+        ops::sigmoid_gate(&self.cpu, x.values_mut(), cols, gate.values()).map_err(shape)?;
+        Ok(x)
+    }
+
+    fn route(&self, x: &Tensor, gate: &CpuLinear, bias: Option<&Vec<f32>>, rule: &RouterRule) -> Result<CpuRouting> {
+        let logits = self.apply(Mode::Exact, &[gate], x)?.pop().ok_or_else(|| Error::shape("route", 1, 0))?;
+        let router = ops::Router {
+            sigmoid: rule.scoring == Scoring::Sigmoid,
+            top_k: rule.top_k,
+            normalise: rule.normalise,
+            scale: rule.scale,
+            groups: rule.groups,
+            top_groups: rule.top_groups,
+        };
+        let slots = rule.top_k;
+        let (mut experts, mut weights) = (vec![0; x.rows * slots], vec![0.0; x.rows * slots]);
+        let bias = bias.map(Vec::as_slice);
+        ops::route(&self.cpu, &router, logits.values(), logits.cols, bias, &mut experts, &mut weights).map_err(shape)?;
+        Ok(CpuRouting { experts, weights, slots })
+    }
+
+    fn apply_experts(&self, x: &Tensor, experts: &CpuExperts, routing: &CpuRouting) -> Result<Tensor> {
+        let out = self.buffers.tensor(x.rows, x.cols);
+        self.experts_into(x, experts, routing, false, out)
+    }
+
+    fn outputs(&self, x: &Tensor, batch: &CpuBatch) -> Result<Tensor> {
+        let mut out = self.buffers.tensor(batch.outputs.len(), x.cols);
+        for (to, row) in out.values_mut().chunks_exact_mut(x.cols.max(1)).zip(&batch.outputs) {
+            let from = *row as usize * x.cols;
+            to.copy_from_slice(&x.values()[from..from + x.cols]);
+        }
+        Ok(out)
+    }
+
+    fn sample(&self, logits: &Tensor, rows: &[SampleRow]) -> Result<Self::Samples> {
+        expect("sample", "rows", logits.rows, rows.len())?;
+        let row = |i: usize| sampling::choose(&logits.values()[i * logits.cols..(i + 1) * logits.cols], &rows[i]);
+        let slots: Vec<OnceLock<Sample>> = rows.iter().map(|_| OnceLock::new()).collect();
+        self.cpu.pool().run(rows.len(), &|i| {
+            slots[i].get_or_init(|| row(i));
+        });
+        Ok(Arc::new(slots.into_iter().enumerate().map(|(i, s)| s.into_inner().unwrap_or_else(|| row(i))).collect()))
+    }
+
+    fn write(&self, rows: usize, cols: usize, values: Vec<f32>) -> Result<Tensor> {
+        expect("write", "values", rows * cols, values.len())?;
+        let mut out = self.buffers.tensor(rows, cols);
+        out.values_mut().copy_from_slice(&values);
+        Ok(out)
+    }
+
+    fn submit(&self) -> Result<()> {
+        Ok(())
+    }
+
+    fn read(&self, x: &Tensor) -> Result<Vec<f32>> {
+        Ok(x.values().to_vec())
+    }
+
+    fn read_samples(&self, samples: &Self::Samples) -> Result<Vec<Sample>> {
+        Ok(samples.to_vec())
+    }
+
+    fn read_routing(&self, routing: &CpuRouting) -> Result<Vec<Vec<(u32, f32)>>> {
+        let rows = routing.experts.chunks_exact(routing.slots).zip(routing.weights.chunks_exact(routing.slots));
+        Ok(rows.map(|(e, w)| e.iter().copied().zip(w.iter().copied()).collect()).collect())
+    }
+
+    fn expert<'a>(&self, experts: &'a CpuExperts, index: usize) -> [&'a CpuLinear; 3] {
+        experts.0[index].each_ref()
+    }
+
+    fn attention_output(&self, w: &Attention<Self>, q: &Tensor, h: Tensor, pass: &Pass<Self>) -> Result<Tensor> {
+        if pass.observer.is_some() {
+            return blocks::attention_output(self, w, q, h, pass);
+        }
+        let o = self.attention(q, pass.kv, pass.layer, w.heads, w.scale, pass.batch)?;
+        self.residual(&w.o_proj, &o, h)
+    }
+
+    fn latent_output(&self, w: &LatentAttention<Self>, q: &Tensor, h: Tensor, pass: &Pass<Self>) -> Result<Tensor> {
+        if pass.observer.is_some() {
+            return blocks::latent_output(self, w, q, h, pass);
+        }
+        let (heads, form) = (w.heads, pass.latent_form);
+        let o = self.latent_attention(q, &w.kv_b_proj, pass.kv, pass.layer, heads, w.scale, form, pass.batch)?;
+        self.residual(&w.o_proj, &o, h)
+    }
+
+    fn mlp(&self, w: &Mlp<Self>, h: Tensor, pass: &Pass<Self>) -> Result<Tensor> {
+        if pass.observer.is_some() {
+            return blocks::mlp(self, w, h, pass);
+        }
+        let x = w.norm.apply(self, &h)?;
+        let inner = self.gate_up(&w.gate_proj, &w.up_proj, &x)?;
+        self.residual(&w.down_proj, &inner, h)
+    }
+
+    fn moe(&self, w: &Moe<Self>, h: Tensor, pass: &Pass<Self>) -> Result<Tensor> {
+        if pass.observer.is_some() {
+            return blocks::moe(self, w, h, pass);
+        }
+        let x = w.norm.apply(self, &h)?;
+        let routing = self.route(&x, &w.router.gate, w.router.bias.as_ref(), &w.router.rule)?;
+        let h = self.experts_into(&x, &w.experts, &routing, true, h)?;
+        let Some(shared) = &w.shared else { return Ok(h) };
+        let inner = self.gate_up(&shared.gate_proj, &shared.up_proj, &x)?;
+        match &shared.gate {
+            None => self.residual(&shared.down_proj, &inner, h),
+            Some(gate) => {
+                let y = self.one(&shared.down_proj, &inner)?;
+                let gate = self.one(gate, &x)?;
+                self.add(h, &self.gated(y, &gate)?)
+            }
+        }
+    }
+}
