@@ -72,6 +72,9 @@ pub enum Error {
         /// Bytes that are free.
         available: u64,
     },
+    /// The hub, or its cache, has no such model or does not give it.
+    #[error(transparent)]
+    Hub(#[from] Box<crate::hub::HubError>),
     /// The user stopped the work.
     #[error("stopped")]
     Cancelled,
