@@ -6,11 +6,18 @@
 
 use crate::DType;
 use crate::simd::{Kernel, LANES, PAIRS, Simd, load_some};
+use std::marker::PhantomData;
 
 /// Up to this many rows of activations, each row of weights is read once and in order.
-pub(crate) const GEMV_ROWS: usize = 8;
+pub(crate) const GEMV_ROWS: usize = 2;
+/// Up to this many rows of activations, weights are widened for each tile; beyond, once for all.
+const WIDEN_ROWS: usize = 8;
 /// Rows of activations that pass over a panel of weights before the next panel is taken.
 const ROW_BLOCK: usize = 96;
+/// Bytes of a row of activations that are multiplied before the next part of K is taken.
+const PART: usize = 2048;
+/// Bytes for the accumulators of a block of rows between parts of K.
+const SPILL: usize = ROW_BLOCK * 6 * LANES * 4;
 
 /// `out[m, n] = sum_k x[m, k] * w[n, k]` for `m` rows and `n` rows of weights.
 #[derive(Clone, Copy)]
@@ -38,7 +45,13 @@ pub(crate) struct Block {
 
 /// Scratch that a block with this many columns needs: a panel of weights widened to `f32`.
 pub(crate) fn scratch_bytes(k: usize) -> usize {
-    6 * k.next_multiple_of(LANES) * 4
+    SPILL + 6 * wide_row(k)
+}
+
+/// Bytes of a widened row: not a multiple of a page, so that rows do not compete for the same sets of the cache.
+fn wide_row(k: usize) -> usize {
+    let bytes = k.next_multiple_of(LANES) * 4;
+    if bytes % 1024 == 0 { bytes + 64 } else { bytes }
 }
 
 /// Elements as they lie in memory, widened to `f32` on the way in.
@@ -90,223 +103,239 @@ pub(crate) unsafe fn load_tail<S: Simd, E: Elem>(p: *const u8, n: usize) -> S::F
     }
 }
 
-/// A tile in `f32`: rows of `x` are `x_ld` elements apart, rows of `w` `w_ld` bytes.
-#[inline(always)]
-unsafe fn tile_f32<S: Simd, E: Elem, const M: usize, const N: usize>(
-    x: *const f32,
-    x_ld: usize,
-    w: *const u8,
-    w_ld: usize,
-    k: usize,
-    out: *mut f32,
-    ld: usize,
-) {
-    // SAFETY: the caller vouches for M rows of x, N rows of w of k elements, and M rows of N outputs.
-    unsafe {
-        let mut acc = [[S::zero(); N]; M];
-        let whole = k - k % LANES;
-        let mut i = 0;
-        while i < whole {
-            let mut b = [S::zero(); N];
-            for n in 0..N {
-                b[n] = E::load::<S>(w.add(n * w_ld + i * E::SIZE));
-            }
-            for m in 0..M {
-                let a = S::load(x.add(m * x_ld + i));
-                for n in 0..N {
-                    acc[m][n] = S::fma(a, b[n], acc[m][n]);
-                }
-            }
-            i += LANES;
-        }
-        if whole < k {
-            for n in 0..N {
-                let b = load_tail::<S, E>(w.add(n * w_ld + whole * E::SIZE), k - whole);
-                for m in 0..M {
-                    acc[m][n] = S::fma(load_some::<S>(x.add(m * x_ld + whole), k - whole), b, acc[m][n]);
-                }
-            }
-        }
-        S::sum_tile(&acc, out, ld);
+/// How activations and weights are read and multiplied: in `f32`, or as pairs of `bf16`.
+trait Math {
+    /// Elements of a step.
+    const STEP: usize;
+    /// Bytes of an activation and of a weight.
+    const X: usize;
+    const W: usize;
+    type V<S: Simd>: Copy;
+    unsafe fn x<S: Simd>(p: *const u8) -> Self::V<S>;
+    unsafe fn x_tail<S: Simd>(p: *const u8, n: usize) -> Self::V<S>;
+    unsafe fn w<S: Simd>(p: *const u8) -> Self::V<S>;
+    unsafe fn w_tail<S: Simd>(p: *const u8, n: usize) -> Self::V<S>;
+    unsafe fn mac<S: Simd>(a: Self::V<S>, b: Self::V<S>, acc: S::F) -> S::F;
+}
+
+struct Single<E>(PhantomData<E>);
+struct Pairs;
+
+// SAFETY comments: the callers vouch for the elements that a method loads, or says it loads.
+#[allow(clippy::undocumented_unsafe_blocks)]
+impl<E: Elem> Math for Single<E> {
+    const STEP: usize = LANES;
+    const X: usize = 4;
+    const W: usize = E::SIZE;
+    type V<S: Simd> = S::F;
+    #[inline(always)]
+    unsafe fn x<S: Simd>(p: *const u8) -> S::F {
+        unsafe { S::load(p.cast()) }
+    }
+    #[inline(always)]
+    unsafe fn x_tail<S: Simd>(p: *const u8, n: usize) -> S::F {
+        unsafe { load_some::<S>(p.cast(), n) }
+    }
+    #[inline(always)]
+    unsafe fn w<S: Simd>(p: *const u8) -> S::F {
+        unsafe { E::load::<S>(p) }
+    }
+    #[inline(always)]
+    unsafe fn w_tail<S: Simd>(p: *const u8, n: usize) -> S::F {
+        unsafe { load_tail::<S, E>(p, n) }
+    }
+    #[inline(always)]
+    unsafe fn mac<S: Simd>(a: S::F, b: S::F, acc: S::F) -> S::F {
+        unsafe { S::fma(a, b, acc) }
     }
 }
 
-/// A tile of `bf16` pairs: rows of `x` are padded with zeros to whole vectors; strides in bytes.
-#[inline(always)]
-unsafe fn tile_dot<S: Simd, const M: usize, const N: usize>(
+// SAFETY comments: as above; activations are padded with zeros to whole vectors.
+#[allow(clippy::undocumented_unsafe_blocks)]
+impl Math for Pairs {
+    const STEP: usize = PAIRS;
+    const X: usize = 2;
+    const W: usize = 2;
+    type V<S: Simd> = S::B;
+    #[inline(always)]
+    unsafe fn x<S: Simd>(p: *const u8) -> S::B {
+        unsafe { S::load_pairs(p) }
+    }
+    #[inline(always)]
+    unsafe fn x_tail<S: Simd>(p: *const u8, _: usize) -> S::B {
+        unsafe { S::load_pairs(p) }
+    }
+    #[inline(always)]
+    unsafe fn w<S: Simd>(p: *const u8) -> S::B {
+        unsafe { S::load_pairs(p) }
+    }
+    #[inline(always)]
+    unsafe fn w_tail<S: Simd>(p: *const u8, n: usize) -> S::B {
+        let mut buf = [0u8; PAIRS * 2];
+        unsafe {
+            std::ptr::copy_nonoverlapping(p, buf.as_mut_ptr(), n * 2);
+            S::load_pairs(buf.as_ptr())
+        }
+    }
+    #[inline(always)]
+    unsafe fn mac<S: Simd>(a: S::B, b: S::B, acc: S::F) -> S::F {
+        unsafe { S::dot(acc, a, b) }
+    }
+}
+
+/// Operands of a tile; strides in bytes but for `ld`.
+#[derive(Clone, Copy)]
+struct Tile {
     x: *const u8,
     x_ld: usize,
     w: *const u8,
     w_ld: usize,
+    /// Elements `k0..k1` of `k` are multiplied now.
+    k0: usize,
+    k1: usize,
     k: usize,
+    /// Where the accumulators wait between parts of K.
+    spill: *mut f32,
+    /// Memory to fetch meanwhile, from its first byte on, as many lines as the tile reads of weights; or null.
+    ahead: *const u8,
     out: *mut f32,
     ld: usize,
-) {
-    // SAFETY: the caller vouches for M padded rows of x, N rows of w of k elements, and M rows of N outputs.
+}
+
+#[inline(always)]
+unsafe fn tile<S: Simd, A: Math, const M: usize, const N: usize>(t: Tile) {
+    // SAFETY: the caller vouches for M rows of x, N rows of w of k elements, M rows of N outputs, and for M x N
+    // vectors of spill where K is taken in parts.
     unsafe {
         let mut acc = [[S::zero(); N]; M];
-        let whole = (k - k % PAIRS) * 2;
-        let mut i = 0;
-        while i < whole {
-            let mut b = [S::load_pairs(w.add(i)); N];
-            for n in 1..N {
-                b[n] = S::load_pairs(w.add(n * w_ld + i));
-            }
+        if t.k0 > 0 {
             for m in 0..M {
-                let a = S::load_pairs(x.add(m * x_ld + i));
                 for n in 0..N {
-                    acc[m][n] = S::dot(acc[m][n], a, b[n]);
+                    acc[m][n] = S::load(t.spill.add((m * N + n) * LANES));
                 }
             }
-            i += PAIRS * 2;
         }
-        if whole < k * 2 {
+        let whole = t.k1 - (t.k1 - t.k0) % A::STEP;
+        let mut i = t.k0;
+        if t.ahead.is_null() {
+            while i < whole {
+                step::<S, A, M, N>(&t, i, &mut acc);
+                i += A::STEP;
+            }
+        } else {
+            while i < whole {
+                for n in 0..N {
+                    S::prefetch(t.ahead.wrapping_add((i * N + n * A::STEP) * A::W));
+                }
+                step::<S, A, M, N>(&t, i, &mut acc);
+                i += A::STEP;
+            }
+        }
+        if t.k1 < t.k {
+            for m in 0..M {
+                for n in 0..N {
+                    S::store(t.spill.add((m * N + n) * LANES), acc[m][n]);
+                }
+            }
+            return;
+        }
+        if whole < t.k1 {
+            let rest = t.k1 - whole;
             for n in 0..N {
-                let mut buf = [0u8; PAIRS * 2];
-                std::ptr::copy_nonoverlapping(w.add(n * w_ld + whole), buf.as_mut_ptr(), k * 2 - whole);
-                let b = S::load_pairs(buf.as_ptr());
+                let b = A::w_tail::<S>(t.w.add(n * t.w_ld + whole * A::W), rest);
                 for m in 0..M {
-                    acc[m][n] = S::dot(acc[m][n], S::load_pairs(x.add(m * x_ld + whole)), b);
+                    let a = A::x_tail::<S>(t.x.add(m * t.x_ld + whole * A::X), rest);
+                    acc[m][n] = A::mac::<S>(a, b, acc[m][n]);
                 }
             }
         }
-        S::sum_tile(&acc, out, ld);
+        S::sum_tile(&acc, t.out, t.ld);
     }
 }
 
-/// Calls a tile with the run-time number of rows as a constant.
-macro_rules! by_rows {
-    ($m:expr, $n:literal, [$($head:tt)+], $args:tt) => {
-        match $m {
-            1 => $($head)+, 1, $n>$args,
-            2 => $($head)+, 2, $n>$args,
-            3 => $($head)+, 3, $n>$args,
-            _ => $($head)+, 4, $n>$args,
+#[inline(always)]
+unsafe fn step<S: Simd, A: Math, const M: usize, const N: usize>(t: &Tile, i: usize, acc: &mut [[S::F; N]; M]) {
+    // SAFETY: the caller vouches for a whole step at element i.
+    unsafe {
+        let mut b = [A::w::<S>(t.w.add(i * A::W)); N];
+        for n in 1..N {
+            b[n] = A::w::<S>(t.w.add(n * t.w_ld + i * A::W));
         }
-    };
+        for m in 0..M {
+            let a = A::x::<S>(t.x.add(m * t.x_ld + i * A::X));
+            for n in 0..N {
+                acc[m][n] = A::mac::<S>(a, b[n], acc[m][n]);
+            }
+        }
+    }
 }
 
 impl Block {
-    /// Rows of weights in order, each against all rows of `x` (at most eight).
+    /// Rows of weights in order, each against all rows of `x` (at most [`GEMV_ROWS`]).
     #[inline(always)]
-    unsafe fn gemv<S: Simd, E: Elem>(self) {
+    unsafe fn gemv<S: Simd, A: Math>(self, x: *const u8, x_ld: usize) {
         let b = self;
+        let (spill, ahead) = (std::ptr::null_mut(), std::ptr::null());
+        let mut t = Tile { x, x_ld, w: b.w, w_ld: b.w_ld, k0: 0, k1: b.k, k: b.k, spill, ahead, out: b.out, ld: b.ld };
         // SAFETY: the fields' promises.
         unsafe {
-            macro_rules! go {
-                ($M:literal) => {
-                    for n in 0..b.n {
-                        tile_f32::<S, E, $M, 1>(b.x, b.x_ld, b.w.add(n * b.w_ld), b.w_ld, b.k, b.out.add(n), b.ld);
-                    }
-                };
-            }
-            match b.m {
-                1 => go!(1),
-                2 => go!(2),
-                3 => go!(3),
-                4 => go!(4),
-                5 => go!(5),
-                6 => go!(6),
-                7 => go!(7),
-                _ => go!(8),
+            for n in 0..b.n {
+                t.w = b.w.add(n * b.w_ld);
+                t.out = b.out.add(n);
+                if b.m == 1 { tile::<S, A, 1, 1>(t) } else { tile::<S, A, 2, 1>(t) }
             }
         }
     }
 
+    /// Panels of `S::NR` rows of weights, each against blocks of rows of `x`, a part of K at a time so that a panel
+    /// and a tile's rows stay in the first cache. The next panel is fetched in the order of addresses.
     #[inline(always)]
-    unsafe fn gemv_dot<S: Simd>(self) {
+    unsafe fn gemm<S: Simd, A: Math, E: Elem>(self, x: *const u8, x_ld: usize) {
         let b = self;
-        // SAFETY: the fields' promises.
+        let wide_ld = wide_row(b.k);
+        let part = PART / A::X;
+        // SAFETY: the fields' promises; the scratch holds the spill and a panel.
         unsafe {
-            macro_rules! go {
-                ($M:literal) => {
-                    for n in 0..b.n {
-                        tile_dot::<S, $M, 1>(b.x16, b.x16_ld, b.w.add(n * b.w_ld), b.w_ld, b.k, b.out.add(n), b.ld);
-                    }
-                };
-            }
-            match b.m {
-                1 => go!(1),
-                2 => go!(2),
-                3 => go!(3),
-                4 => go!(4),
-                5 => go!(5),
-                6 => go!(6),
-                7 => go!(7),
-                _ => go!(8),
-            }
-        }
-    }
-
-    /// Panels of `S::NR` rows of weights, each against blocks of rows of `x`.
-    #[inline(always)]
-    unsafe fn gemm<S: Simd, E: Elem>(self) {
-        let b = self;
-        let wide = b.scratch.cast::<f32>();
-        let wide_ld = b.k.next_multiple_of(LANES);
-        // SAFETY: the fields' promises; the scratch holds a panel.
-        unsafe {
+            let spill = b.scratch.cast::<f32>();
+            let wide = b.scratch.add(SPILL);
             let mut m0 = 0;
             while m0 < b.m {
                 let rows = ROW_BLOCK.min(b.m - m0);
                 let mut n = 0;
                 while n < b.n {
                     let cols = if b.n - n >= S::NR { S::NR } else { 1 };
-                    let mut w = b.w.add(n * b.w_ld);
-                    let mut w_ld = b.w_ld;
-                    if E::SIZE != 4 {
+                    let from = b.w.add(n * b.w_ld);
+                    let (mut w, mut w_ld) = (from, b.w_ld);
+                    let mut next = if m0 == 0 { from.wrapping_add(cols * b.w_ld) } else { std::ptr::null() };
+                    if E::SIZE != A::W {
                         for c in 0..cols {
-                            widen_row::<S, E>(w.add(c * b.w_ld), b.k, wide.add(c * wide_ld));
+                            widen_row::<S, E>(from.add(c * b.w_ld), b.k, wide.add(c * wide_ld).cast());
                         }
-                        w = b.scratch;
-                        w_ld = wide_ld * 4;
+                        (w, w_ld, next) = (wide, wide_ld, std::ptr::null());
                     }
-                    let mut m = m0;
-                    while m < m0 + rows {
-                        let mr = S::MR.min(m0 + rows - m);
-                        let x = b.x.add(m * b.x_ld);
-                        let out = b.out.add(m * b.ld + n);
-                        if cols == 1 {
-                            by_rows!(mr, 1, [tile_f32::<S, F32], (x, b.x_ld, w, w_ld, b.k, out, b.ld));
-                        } else if S::NR == 6 {
-                            by_rows!(mr, 6, [tile_f32::<S, F32], (x, b.x_ld, w, w_ld, b.k, out, b.ld));
-                        } else {
-                            by_rows!(mr, 3, [tile_f32::<S, F32], (x, b.x_ld, w, w_ld, b.k, out, b.ld));
+                    let mut k0 = 0;
+                    while k0 < b.k {
+                        let k1 = if b.k - k0 <= part * 3 / 2 { b.k } else { k0 + part };
+                        let mut m = m0;
+                        while m < m0 + rows {
+                            let mr = S::MR.min(m0 + rows - m);
+                            let t = Tile {
+                                x: x.add(m * x_ld),
+                                x_ld,
+                                w,
+                                w_ld,
+                                k0,
+                                k1,
+                                k: b.k,
+                                spill: spill.add((m - m0) * cols * LANES),
+                                ahead: if m == 0 { next } else { std::ptr::null() },
+                                out: b.out.add(m * b.ld + n),
+                                ld: b.ld,
+                            };
+                            tiles::<S, A>(t, mr, cols);
+                            m += mr;
                         }
-                        m += mr;
-                    }
-                    n += cols;
-                }
-                m0 += rows;
-            }
-        }
-    }
-
-    #[inline(always)]
-    unsafe fn gemm_dot<S: Simd>(self) {
-        let b = self;
-        // SAFETY: the fields' promises.
-        unsafe {
-            let mut m0 = 0;
-            while m0 < b.m {
-                let rows = ROW_BLOCK.min(b.m - m0);
-                let mut n = 0;
-                while n < b.n {
-                    let cols = if b.n - n >= S::NR { S::NR } else { 1 };
-                    let w = b.w.add(n * b.w_ld);
-                    let mut m = m0;
-                    while m < m0 + rows {
-                        let mr = S::MR.min(m0 + rows - m);
-                        let x = b.x16.add(m * b.x16_ld);
-                        let out = b.out.add(m * b.ld + n);
-                        if cols == 1 {
-                            by_rows!(mr, 1, [tile_dot::<S], (x, b.x16_ld, w, b.w_ld, b.k, out, b.ld));
-                        } else if S::NR == 6 {
-                            by_rows!(mr, 6, [tile_dot::<S], (x, b.x16_ld, w, b.w_ld, b.k, out, b.ld));
-                        } else {
-                            by_rows!(mr, 3, [tile_dot::<S], (x, b.x16_ld, w, b.w_ld, b.k, out, b.ld));
-                        }
-                        m += mr;
+                        k0 = k1;
                     }
                     n += cols;
                 }
@@ -317,8 +346,37 @@ impl Block {
 
     #[inline(always)]
     unsafe fn exact<S: Simd, E: Elem>(self) {
+        let (x, x_ld) = (self.x.cast(), self.x_ld * 4);
         // SAFETY: the fields' promises.
-        unsafe { if self.m <= GEMV_ROWS { self.gemv::<S, E>() } else { self.gemm::<S, E>() } }
+        unsafe {
+            if self.m <= GEMV_ROWS {
+                self.gemv::<S, Single<E>>(x, x_ld);
+            } else if self.m <= WIDEN_ROWS {
+                self.gemm::<S, Single<E>, E>(x, x_ld);
+            } else {
+                self.gemm::<S, Single<F32>, E>(x, x_ld);
+            }
+        }
+    }
+}
+
+/// A tile with its run-time rows and columns as constants.
+#[inline(always)]
+unsafe fn tiles<S: Simd, A: Math>(t: Tile, m: usize, n: usize) {
+    // SAFETY: the caller's promises about the tile.
+    unsafe {
+        match (n == 1, S::NR == 6, m) {
+            (true, _, 1) => tile::<S, A, 1, 1>(t),
+            (true, _, 2) => tile::<S, A, 2, 1>(t),
+            (true, _, 3) => tile::<S, A, 3, 1>(t),
+            (true, _, _) => tile::<S, A, 4, 1>(t),
+            (_, true, 1) => tile::<S, A, 1, 6>(t),
+            (_, true, 2) => tile::<S, A, 2, 6>(t),
+            (_, true, 3) => tile::<S, A, 3, 6>(t),
+            (_, true, _) => tile::<S, A, 4, 6>(t),
+            (_, _, 1) => tile::<S, A, 1, 3>(t),
+            (_, _, _) => tile::<S, A, 2, 3>(t),
+        }
     }
 }
 
@@ -347,7 +405,11 @@ impl Kernel for Block {
         // SAFETY: the fields' promises.
         unsafe {
             if S::BF16 && !self.x16.is_null() && self.dtype == DType::Bf16 {
-                if self.m <= GEMV_ROWS { self.gemv_dot::<S>() } else { self.gemm_dot::<S>() }
+                if self.m <= GEMV_ROWS {
+                    self.gemv::<S, Pairs>(self.x16, self.x16_ld);
+                } else {
+                    self.gemm::<S, Pairs, Bf16>(self.x16, self.x16_ld);
+                }
                 return;
             }
             match self.dtype {

@@ -5,7 +5,7 @@ mod experts;
 mod heads;
 mod kernel;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 pub use acts::{Acts, ActsBuf};
 pub use experts::{Expert, ExpertsBuf, Route, experts};
@@ -16,7 +16,7 @@ use crate::buffer::{Shared, scratch};
 use crate::mat::{at_least, same};
 use crate::simd::{self, Level};
 use crate::{Cpu, Mat, Result};
-use kernel::{Block, GEMV_ROWS, SwiGlu, scratch_bytes};
+use kernel::{Block, SwiGlu, scratch_bytes};
 use std::marker::PhantomData;
 
 /// Where a layer's outputs go: rows of at least `n` values, `stride` values from row to row.
@@ -84,7 +84,8 @@ impl<'a> Job<'a> {
     }
 
     fn work(&self) -> usize {
-        let rows = if self.x.m <= GEMV_ROWS { 4 * GEMV_ROWS } else { self.x.m.max(4 * GEMV_ROWS) };
+        // Below this many rows the time goes into reading the weights.
+        let rows = self.x.m.max(24);
         let weights = self.w.rows() * self.w.cols() * if self.up.is_some() { 2 } else { 1 };
         if self.x.m == 0 { 0 } else { weights * rows }
     }
@@ -94,9 +95,9 @@ impl<'a> Job<'a> {
         const STEP: usize = 12;
         let n = self.w.rows();
         let row = self.w.stride().max(1);
-        if self.x.m <= GEMV_ROWS {
+        if self.x.m <= 8 {
             let least = (16 << 10) / row;
-            return (GEMV_ROWS, n.div_ceil(wanted).max(least).max(1));
+            return (self.x.m, n.div_ceil(wanted).max(least).next_multiple_of(6));
         }
         let most = ((384 << 10) / row).clamp(STEP, 240) / STEP * STEP;
         let cols = n.div_ceil(wanted).next_multiple_of(STEP).clamp(2 * STEP, most.max(2 * STEP));
@@ -109,7 +110,7 @@ impl<'a> Job<'a> {
     fn part(&self, level: Level, m0: usize, m: usize, n0: usize, n: usize) {
         let k = self.x.k;
         let direct = !self.add && self.bias.is_none() && self.up.is_none();
-        let panel = scratch_bytes(k);
+        let panel = scratch_bytes(k).next_multiple_of(64);
         let side = if direct { 0 } else { m * n * 4 };
         scratch(panel + 2 * side, |mem| {
             // SAFETY: `check` has compared the shapes; tasks have disjoint ranges of outputs; the scratch holds a

@@ -9,9 +9,11 @@ use crate::{Cpu, DType, Error, Mat, Result};
 /// Values that one task converts.
 const GRAIN: usize = 16 << 10;
 
-/// Bytes of a row of `k` `bf16` values padded to whole vectors of 32.
+/// Bytes of a row of `k` `bf16` values padded to whole vectors of 32, and not a multiple of a page's part, so that
+/// rows do not compete for the same sets of the cache.
 pub(crate) fn row_bytes(k: usize) -> usize {
-    k.next_multiple_of(PAIRS) * 2
+    let bytes = k.next_multiple_of(PAIRS) * 2;
+    if bytes % 1024 == 0 { bytes + PAIRS * 2 } else { bytes }
 }
 
 /// Rows of `f32` to rows of `bf16`, padded with zeros to `out_ld` bytes.

@@ -113,6 +113,8 @@ pub trait Simd: Copy + Send + Sync + 'static {
     type F: Copy;
     /// Thirty-two `bf16` values, in sixteen pairs.
     type B: Copy;
+    /// The level that these lanes belong to: `run(S::LEVEL, kernel)` calls a kernel as a function of its own.
+    const LEVEL: Level;
     /// Whether [`Simd::dot`] is hardware.
     const BF16: bool;
     /// Rows of activations in a matrix tile.
@@ -177,6 +179,18 @@ pub trait Simd: Copy + Send + Sync + 'static {
             for (n, v) in row.iter().enumerate() {
                 // SAFETY: the caller gives room for M rows of N values, `ld` apart.
                 unsafe { *out.add(m * ld + n) = Self::sum(*v) }
+            }
+        }
+    }
+
+    /// Pairs sixteen 16-bit words of `a` with sixteen of `b`: `dst[2 i] = a[i]`, `dst[2 i + 1] = b[i]`.
+    #[inline(always)]
+    unsafe fn zip(a: *const u8, b: *const u8, dst: *mut u8) {
+        for i in 0..16 {
+            // SAFETY: the caller vouches for sixteen words of each and 32 of room.
+            unsafe {
+                let (x, y) = (a.add(2 * i).cast::<[u8; 2]>().read(), b.add(2 * i).cast::<[u8; 2]>().read());
+                dst.add(4 * i).cast::<[[u8; 2]; 2]>().write([x, y]);
             }
         }
     }

@@ -1,6 +1,6 @@
 //! aarch64 NEON: sixteen lanes in four registers, with or without the `bf16` dot product.
 
-use super::{Kernel, Simd};
+use super::{Kernel, Level, Simd};
 use std::arch::aarch64::*;
 use std::arch::asm;
 
@@ -125,6 +125,7 @@ unsafe fn blend_lt(a: float32x4_t, b: float32x4_t, x: float32x4_t, y: float32x4_
 impl<const DOT: bool> Simd for Neon<DOT> {
     type F = [float32x4_t; 4];
     type B = [uint16x8_t; 4];
+    const LEVEL: Level = if DOT { Level::NeonBf16 } else { Level::Neon };
     const BF16: bool = DOT;
     const MR: usize = 2;
     const NR: usize = 3;

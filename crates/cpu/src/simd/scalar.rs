@@ -1,6 +1,6 @@
 //! Sixteen lanes in plain Rust, operation for operation what the vector levels compute.
 
-use super::Simd;
+use super::{Level, Simd};
 use half::{bf16, f16};
 use std::array::from_fn;
 
@@ -31,6 +31,7 @@ fn pick(a: f32, b: f32, first: bool) -> f32 {
 impl Simd for Scalar {
     type F = [f32; 16];
     type B = [u16; 32];
+    const LEVEL: Level = Level::Scalar;
     const BF16: bool = false;
     const MR: usize = 1;
     const NR: usize = 3;

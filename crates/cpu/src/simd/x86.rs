@@ -1,6 +1,6 @@
 //! AVX2 with FMA and F16C: sixteen lanes in two registers.
 
-use super::{Kernel, Simd};
+use super::{Kernel, Level, Simd};
 use std::arch::x86_64::*;
 
 /// The AVX2 level.
@@ -70,6 +70,7 @@ unsafe fn round_bf16(v: __m256) -> __m256i {
 impl Simd for Avx2 {
     type F = [__m256; 2];
     type B = [__m256i; 2];
+    const LEVEL: Level = Level::Avx2;
     const BF16: bool = false;
     const MR: usize = 2;
     const NR: usize = 3;

@@ -1,6 +1,6 @@
 //! AVX-512: sixteen lanes in one register, with or without the `bf16` dot product.
 
-use super::{Kernel, Simd};
+use super::{Kernel, Level, Simd};
 use std::arch::x86_64::*;
 
 /// The AVX-512 level; `DOT` says whether the machine has AVX512-BF16.
@@ -79,6 +79,7 @@ unsafe fn quarter(a: __m512, b: __m512, c: __m512, d: __m512) -> __m512 {
 impl<const DOT: bool> Simd for Avx512<DOT> {
     type F = __m512;
     type B = __m512i;
+    const LEVEL: Level = if DOT { Level::Avx512Bf16 } else { Level::Avx512 };
     const BF16: bool = DOT;
     const MR: usize = 4;
     const NR: usize = 6;
@@ -254,6 +255,15 @@ impl<const DOT: bool> Simd for Avx512<DOT> {
                     }
                 }
             }
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn zip(a: *const u8, b: *const u8, dst: *mut u8) {
+        unsafe {
+            let a = _mm512_cvtepu16_epi32(_mm256_loadu_si256(a.cast()));
+            let b = _mm512_cvtepu16_epi32(_mm256_loadu_si256(b.cast()));
+            _mm512_storeu_si512(dst.cast(), _mm512_or_si512(a, _mm512_slli_epi32::<16>(b)));
         }
     }
 
