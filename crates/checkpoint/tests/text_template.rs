@@ -1,5 +1,6 @@
 //! Chat templates: renderings compared with Python's jinja2 set up as transformers sets it up (data/text/templates.py
 //! wrote the expectations), the published prompt forms, and templates that mean harm.
+#![allow(clippy::unwrap_used, clippy::panic)]
 
 use std::path::Path;
 
@@ -41,7 +42,8 @@ fn prompts_agree_with_python() {
             .unwrap()
             .with_clock(move || now);
         let messages: Vec<Message> = serde_json::from_value(case["messages"].clone()).unwrap();
-        match (template.render(&messages, &options(case["variables"].as_object().unwrap())), case["expected"].as_str()) {
+        match (template.render(&messages, &options(case["variables"].as_object().unwrap())), case["expected"].as_str())
+        {
             (Ok(found), Some(expected)) => {
                 let differ = found.lines().zip(expected.lines()).filter(|(a, b)| a != b);
                 for (ours, python) in differ.take(20) {
@@ -95,17 +97,12 @@ fn published_forms() {
 
 #[test]
 fn fable_reference_prompt() {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../shared/models/fable-glm4-moe-lite");
-    let Ok(reference) = std::fs::read_to_string(folder.join("reference.json")) else {
-        eprintln!("SKIPPED: no {}", folder.display());
-        return;
-    };
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../models/fable-glm4-moe-lite");
+    let reference = std::fs::read_to_string(folder.join("reference.json")).unwrap();
     let reference: Value = serde_json::from_str(&reference).unwrap();
     let source = std::fs::read_to_string(folder.join("chat_template.jinja")).unwrap();
-    let messages = [
-        Message::system("You tell short tales."),
-        Message::user("Tell me a story. A fox met a crow by the river."),
-    ];
+    let messages =
+        [Message::system("You tell short tales."), Message::user("Tell me a story. A fox met a crow by the river.")];
     let prompt = template(&source).render(&messages, &ChatOptions::default()).unwrap();
     assert_eq!(prompt, reference["prompt_text"]["chat"].as_str().unwrap());
 }
@@ -122,7 +119,8 @@ fn templates_from_the_config() {
     let one = find(&one).unwrap().unwrap();
     assert_eq!(one.render(&hi, &ChatOptions::default()).unwrap(), "<s>Hi</s>");
 
-    let two = config(json!({"chat_template": [{"name": "default", "template": "D"}, {"name": "tool_use", "template": "T"}]}));
+    let two =
+        config(json!({"chat_template": [{"name": "default", "template": "D"}, {"name": "tool_use", "template": "T"}]}));
     let two = find(&two).unwrap().unwrap();
     assert_eq!(two.render(&hi, &ChatOptions::default()).unwrap(), "D");
     assert_eq!(two.render(&hi, &tools).unwrap(), "T");
@@ -141,7 +139,8 @@ fn tool_arguments_may_be_a_json_string() {
     let message: Message = serde_json::from_value(json!({"role": "assistant", "content": null, "tool_calls": [
         {"id": "1", "type": "function", "function": {"name": "f", "arguments": "{\"b\": 1, \"a\": \"x\"}"}}]}))
     .unwrap();
-    let t = template("{% for k, v in messages[0].tool_calls[0].function.arguments.items() %}{{ k }}={{ v }};{% endfor %}");
+    let t =
+        template("{% for k, v in messages[0].tool_calls[0].function.arguments.items() %}{{ k }}={{ v }};{% endfor %}");
     assert_eq!(t.render(&[message], &ChatOptions::default()).unwrap(), "b=1;a=x;");
 }
 
@@ -167,7 +166,8 @@ fn a_broken_template_names_file_and_line() {
 #[test]
 fn hostile_templates_end_in_an_error() {
     let started = std::time::Instant::now();
-    let doubling = "{% set ns = namespace(x='xxxxxxxxxxxxxxxx') %}{% for i in range(60) %}{% set ns.x = OP %}{% endfor %}";
+    let doubling =
+        "{% set ns = namespace(x='xxxxxxxxxxxxxxxx') %}{% for i in range(60) %}{% set ns.x = OP %}{% endfor %}";
     let mut hostile: Vec<String> = [
         "ns.x ~ ns.x",
         "ns.x + ns.x",
@@ -208,7 +208,9 @@ fn hostile_templates_end_in_an_error() {
     let big = "long text ".repeat(5000);
     hostile.push(format!("{{% for a in range(100000) %}}{big}{{% endfor %}}"));
     hostile.push(format!("{{% set x %}}{{% for a in range(100000) %}}{big}{{% endfor %}}{{% endset %}}"));
-    hostile.push(format!("{{% macro f() %}}{big}{{% endmacro %}}{{% for a in range(100000) %}}{{% set x = f() ~ f() %}}{{% endfor %}}"));
+    hostile.push(format!(
+        "{{% macro f() %}}{big}{{% endmacro %}}{{% for a in range(100000) %}}{{% set x = f() ~ f() %}}{{% endfor %}}"
+    ));
     hostile.push(format!("{}{}", "{{ ".to_owned() + &"(".repeat(100_000), ")".repeat(100_000) + " }}"));
     hostile.push("{% if 1 %}".repeat(50_000));
     for source in &hostile {
@@ -219,7 +221,9 @@ fn hostile_templates_end_in_an_error() {
         assert!(error.starts_with("chat_template.jinja"), "{shown}: {error}");
     }
     // Deep values that are only built and dropped are fine.
-    let deep = template("{% set ns = namespace(x=[]) %}{% for i in range(20000) %}{% set ns.x = [[[[ns.x]]]] %}{% endfor %}ok");
+    let deep = template(
+        "{% set ns = namespace(x=[]) %}{% for i in range(20000) %}{% set ns.x = [[[[ns.x]]]] %}{% endfor %}ok",
+    );
     assert_eq!(deep.render(&[], &ChatOptions::default()).unwrap(), "ok");
     assert!(started.elapsed().as_secs() < 60, "took {:?}", started.elapsed());
 }

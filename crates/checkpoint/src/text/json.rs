@@ -86,7 +86,10 @@ impl Writer {
                 self.close(!entries.is_empty(), depth, '}');
             }
             kind => {
-                return Err(Error::new(ErrorKind::InvalidOperation, format!("tojson: {kind} cannot be written as JSON")));
+                return Err(Error::new(
+                    ErrorKind::InvalidOperation,
+                    format!("tojson: {kind} cannot be written as JSON"),
+                ));
             }
         }
         Ok(())

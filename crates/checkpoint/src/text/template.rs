@@ -120,9 +120,7 @@ impl ChatTemplate {
         let context = self.context(messages, options)?;
         let tool_bytes: usize = options.tools.iter().map(|tool| tool.to_string().len()).sum();
         let mut env = self.env.clone();
-        env.set_fuel(Some(
-            FUEL + FUEL_PER_MESSAGE * messages.len() as u64 + FUEL_PER_TOOL_BYTE * tool_bytes as u64,
-        ));
+        env.set_fuel(Some(FUEL + FUEL_PER_MESSAGE * messages.len() as u64 + FUEL_PER_TOOL_BYTE * tool_bytes as u64));
         let has = |name: &str| env.get_template(name).is_ok();
         let name = if !options.tools.is_empty() && has("tool_use") { "tool_use" } else { "default" };
         if !has(name) {
@@ -145,7 +143,9 @@ impl ChatTemplate {
         let outcome = std::thread::scope(|scope| thread.spawn_scoped(scope, work).map(|handle| handle.join()));
         match outcome {
             Ok(Ok(done)) => Ok(done),
-            Ok(Err(_)) => Err(Error::invalid(&self.file, "rendering stopped unexpectedly; please report this template")),
+            Ok(Err(_)) => {
+                Err(Error::invalid(&self.file, "rendering stopped unexpectedly; please report this template"))
+            }
             Err(e) => Err(Error::invalid(&self.file, format!("cannot start a thread for the template: {e}"))),
         }
     }
@@ -162,8 +162,7 @@ impl ChatTemplate {
         context.insert("tools".into(), tools);
         context.insert("documents".into(), Value::Null);
         context.insert("add_generation_prompt".into(), Value::Bool(options.add_generation_prompt));
-        for (name, switch) in
-            [("enable_thinking", options.enable_thinking), ("clear_thinking", options.clear_thinking)]
+        for (name, switch) in [("enable_thinking", options.enable_thinking), ("clear_thinking", options.clear_thinking)]
         {
             if let Some(on) = switch {
                 context.insert(name.into(), Value::Bool(on));

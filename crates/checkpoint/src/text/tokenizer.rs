@@ -5,9 +5,13 @@ use std::sync::Arc;
 
 use serde_json::Value;
 
-use super::stream::{Stage, StreamDecoder, stages};
 use super::TokenizerConfig;
+use super::stream::{Stage, StreamDecoder, stages};
 use crate::{Error, Result};
+
+/// Longest run of whitespace that is encoded (characters). The regular expressions of pre-tokenisers step back through
+/// such a run, and the engine gives up after a million steps, leaving the rest of the text in one piece.
+const MAX_BLANK: usize = 500_000;
 
 /// Text to token ids and back, as the checkpoint's `tokenizer.json` says. Cheap to clone.
 ///
@@ -75,6 +79,10 @@ impl Tokenizer {
     /// Ids of raw text. With `add_special_tokens` the tokenizer's own prefix and suffix (Llama's bos) are added, as
     /// for a prompt to be completed; without, the ids of the text alone.
     pub fn encode(&self, text: &str, add_special_tokens: bool) -> Result<Vec<u32>> {
+        if text.len() > MAX_BLANK && longest_blank(text) > MAX_BLANK {
+            let why = format!("expected at most {MAX_BLANK} whitespace characters in a row; shorten the text");
+            return Err(Error::invalid(&self.inner.file, format!("cannot encode this text: {why}")));
+        }
         let encoding = self.inner.hf.encode_fast(text, add_special_tokens);
         encoding
             .map(|e| e.get_ids().to_vec())
@@ -142,4 +150,9 @@ impl Tokenizer {
     pub fn pad(&self) -> Option<u32> {
         self.inner.pad
     }
+}
+
+/// Characters in the longest run of whitespace.
+fn longest_blank(text: &str) -> usize {
+    text.split(|c: char| !c.is_whitespace()).map(|run| run.chars().count()).max().unwrap_or(0)
 }
