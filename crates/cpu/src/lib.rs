@@ -11,6 +11,7 @@
 #![allow(unsafe_code)]
 
 pub mod attention;
+mod backend;
 pub mod bandwidth;
 mod buffer;
 pub mod linear;
@@ -19,6 +20,7 @@ pub mod ops;
 pub mod pool;
 pub mod simd;
 
+pub use backend::{CpuBackend, CpuBatch, CpuExperts, CpuKv, CpuLinear, CpuOptions, CpuRouting, KvType, Tensor};
 pub use mat::{DType, Error, Mat, Mode, Result};
 pub use pool::Pool;
 pub use simd::Level;

@@ -5,7 +5,7 @@
 //! the result does not depend on which of them computed it.
 
 use crate::DType;
-use crate::simd::{Kernel, LANES, PAIRS, Simd, load_some};
+use crate::simd::{self, Kernel, LANES, PAIRS, Simd, load_some};
 use std::marker::PhantomData;
 
 /// Up to this many rows of activations, each row of weights is read once and in order.
@@ -276,15 +276,9 @@ impl Block {
     unsafe fn gemv<S: Simd, A: Math>(self, x: *const u8, x_ld: usize) {
         let b = self;
         let (spill, ahead) = (std::ptr::null_mut(), std::ptr::null());
-        let mut t = Tile { x, x_ld, w: b.w, w_ld: b.w_ld, k0: 0, k1: b.k, k: b.k, spill, ahead, out: b.out, ld: b.ld };
+        let t = Tile { x, x_ld, w: b.w, w_ld: b.w_ld, k0: 0, k1: b.k, k: b.k, spill, ahead, out: b.out, ld: b.ld };
         // SAFETY: the fields' promises.
-        unsafe {
-            for n in 0..b.n {
-                t.w = b.w.add(n * b.w_ld);
-                t.out = b.out.add(n);
-                if b.m == 1 { tile::<S, A, 1, 1>(t) } else { tile::<S, A, 2, 1>(t) }
-            }
-        }
+        unsafe { simd::run(S::LEVEL, Rows::<A>(t, b.m, b.n, PhantomData)) }
     }
 
     /// Panels of `S::NR` rows of weights, each against blocks of rows of `x`, a part of K at a time so that a panel
@@ -316,24 +310,24 @@ impl Block {
                     let mut k0 = 0;
                     while k0 < b.k {
                         let k1 = if b.k - k0 <= part * 3 / 2 { b.k } else { k0 + part };
-                        let mut m = m0;
-                        while m < m0 + rows {
-                            let mr = S::MR.min(m0 + rows - m);
-                            let t = Tile {
-                                x: x.add(m * x_ld),
-                                x_ld,
-                                w,
-                                w_ld,
-                                k0,
-                                k1,
-                                k: b.k,
-                                spill: spill.add((m - m0) * cols * LANES),
-                                ahead: if m == 0 { next } else { std::ptr::null() },
-                                out: b.out.add(m * b.ld + n),
-                                ld: b.ld,
-                            };
-                            tiles::<S, A>(t, mr, cols);
-                            m += mr;
+                        let t = Tile {
+                            x: x.add(m0 * x_ld),
+                            x_ld,
+                            w,
+                            w_ld,
+                            k0,
+                            k1,
+                            k: b.k,
+                            spill,
+                            ahead: next,
+                            out: b.out.add(m0 * b.ld + n),
+                            ld: b.ld,
+                        };
+                        // A function of its own: one with all of them inlined takes minutes to compile.
+                        match cols {
+                            6 if S::NR == 6 => simd::run(S::LEVEL, Panel::<A, 6>(t, rows, PhantomData)),
+                            3 if S::NR == 3 => simd::run(S::LEVEL, Panel::<A, 3>(t, rows, PhantomData)),
+                            _ => simd::run(S::LEVEL, Panel::<A, 1>(t, rows, PhantomData)),
                         }
                         k0 = k1;
                     }
@@ -360,22 +354,51 @@ impl Block {
     }
 }
 
-/// A tile with its run-time rows and columns as constants.
-#[inline(always)]
-unsafe fn tiles<S: Simd, A: Math>(t: Tile, m: usize, n: usize) {
-    // SAFETY: the caller's promises about the tile.
-    unsafe {
-        match (n == 1, S::NR == 6, m) {
-            (true, _, 1) => tile::<S, A, 1, 1>(t),
-            (true, _, 2) => tile::<S, A, 2, 1>(t),
-            (true, _, 3) => tile::<S, A, 3, 1>(t),
-            (true, _, _) => tile::<S, A, 4, 1>(t),
-            (_, true, 1) => tile::<S, A, 1, 6>(t),
-            (_, true, 2) => tile::<S, A, 2, 6>(t),
-            (_, true, 3) => tile::<S, A, 3, 6>(t),
-            (_, true, _) => tile::<S, A, 4, 6>(t),
-            (_, _, 1) => tile::<S, A, 1, 3>(t),
-            (_, _, _) => tile::<S, A, 2, 3>(t),
+/// `N` rows of weights against some rows of activations, a tile after another.
+struct Panel<A, const N: usize>(Tile, usize, PhantomData<A>);
+
+impl<A: Math, const N: usize> Kernel for Panel<A, N> {
+    type Out = ();
+
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self) {
+        let Panel(mut t, mut rows, _) = self;
+        // SAFETY: the fields' promises.
+        unsafe {
+            while rows > 0 {
+                let m = S::MR.min(rows);
+                match m {
+                    4 if S::MR >= 4 => tile::<S, A, 4, N>(t),
+                    3 if S::MR >= 4 => tile::<S, A, 3, N>(t),
+                    2 if S::MR >= 2 => tile::<S, A, 2, N>(t),
+                    _ => tile::<S, A, 1, N>(t),
+                }
+                t.x = t.x.add(m * t.x_ld);
+                t.out = t.out.add(m * t.ld);
+                t.spill = t.spill.add(m * N * LANES);
+                t.ahead = std::ptr::null();
+                rows -= m;
+            }
+        }
+    }
+}
+
+/// Rows of weights one by one, each against one or two rows of activations.
+struct Rows<A>(Tile, usize, usize, PhantomData<A>);
+
+impl<A: Math> Kernel for Rows<A> {
+    type Out = ();
+
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self) {
+        let Rows(mut t, m, n, _) = self;
+        // SAFETY: the fields' promises.
+        unsafe {
+            for _ in 0..n {
+                if m == 1 { tile::<S, A, 1, 1>(t) } else { tile::<S, A, 2, 1>(t) }
+                t.w = t.w.add(t.w_ld);
+                t.out = t.out.add(1);
+            }
         }
     }
 }

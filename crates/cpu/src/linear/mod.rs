@@ -10,13 +10,13 @@ pub(crate) mod tests;
 pub use acts::{Acts, ActsBuf};
 pub use experts::{Expert, ExpertsBuf, Route, experts};
 pub use heads::{per_head, per_head_transposed};
-pub(crate) use kernel::{Bf16, Elem, F16, F32, load_tail};
+pub(crate) use kernel::{Bf16, Elem, F16, F32, SwiGlu, load_tail};
 
 use crate::buffer::{Shared, scratch};
 use crate::mat::{at_least, same};
 use crate::simd::{self, Level};
 use crate::{Cpu, Mat, Result};
-use kernel::{Block, SwiGlu, scratch_bytes};
+use kernel::{Block, scratch_bytes};
 use std::marker::PhantomData;
 
 /// Where a layer's outputs go: rows of at least `n` values, `stride` values from row to row.
