@@ -1,5 +1,6 @@
 //! Checkpoints that other engines wrote, read into the weight kinds: bit for bit what numpy computes from the formats'
 //! definitions, and close to the model they were made from.
+#![allow(clippy::unwrap_used)] // its helpers are tests too
 
 use std::path::{Path, PathBuf};
 

@@ -21,6 +21,16 @@ impl Dense {
                 format!("expected a matrix, found shape {:?}", info.shape),
             ));
         };
+        if data.len() != info.bytes() {
+            let why = format!(
+                "expected {} bytes for {} {:?}, found {} bytes",
+                info.bytes(),
+                info.dtype,
+                info.shape,
+                data.len()
+            );
+            return Err(Error::invalid(format!("tensor {:?}", info.name), why));
+        }
         match info.dtype {
             DType::F32 | DType::F16 | DType::BF16 => Ok(Self { dtype: info.dtype, rows, cols, data }),
             DType::F64 => {
