@@ -13,7 +13,8 @@ pub use tensor::Tensor;
 pub use weights::CpuLinear;
 
 use crate::linear::{self, ActsBuf, ExpertsBuf, Job, Out, Route};
-use crate::{Cpu, DType, Level, Mode, ops};
+use crate::ops::{self, RopeStyle};
+use crate::{Cpu, DType, Level, Mode};
 use kv::Spans;
 use marlin_backend::blocks::{self, Attention, LatentAttention, Mlp, Moe, RouterRule, Scoring};
 use marlin_backend::{
@@ -72,7 +73,30 @@ pub struct CpuBatch {
     spans: Spans,
     outputs: Vec<u32>,
     /// Cosines and sines of the step's positions, for each rotary table that has been used.
-    angles: Mutex<Vec<(Arc<RopeTable>, Arc<ops::Angles>)>>,
+    angles: Mutex<Vec<(Arc<RopeTable>, Arc<Angles>)>>,
+    /// `0..tokens`: where each row's angles are.
+    rows: Vec<u32>,
+}
+
+/// Cosines and sines of a step's rows, `[rows, pairs]`.
+struct Angles {
+    cos: Vec<f32>,
+    sin: Vec<f32>,
+}
+
+impl Angles {
+    /// The angle is rounded to f32 before its cosine and sine are taken, as transformers does.
+    fn new(cpu: &Cpu, inv_freq: &[f32], positions: &[u32]) -> Self {
+        let row = |position: &u32| -> Vec<(f32, f32)> { inv_freq.iter().map(|f| (*position as f32 * f).sin_cos()).collect() };
+        let rows: Vec<OnceLock<Vec<(f32, f32)>>> = positions.iter().map(|_| OnceLock::new()).collect();
+        cpu.pool().ranges(positions.len(), 16, &|range| {
+            for i in range {
+                rows[i].get_or_init(|| row(&positions[i]));
+            }
+        });
+        let all = || rows.iter().flat_map(|row| row.get().into_iter().flatten());
+        Self { sin: all().map(|(sin, _)| *sin).collect(), cos: all().map(|(_, cos)| *cos).collect() }
+    }
 }
 
 /// Experts and weights of every row, `slots` of each.
@@ -201,12 +225,19 @@ impl CpuBackend {
         Ok(h)
     }
 
-    fn angles(&self, rope: &Arc<RopeTable>, batch: &CpuBatch) -> Arc<ops::Angles> {
+    /// `h + sigmoid(gate) * x`, row by row.
+    fn add_gated(&self, x: Tensor, gate: &Tensor, mut h: Tensor) -> Result<Tensor> {
+        expect("gated", "columns", 1, gate.cols)?;
+        ops::add_sigmoid_gated(&self.cpu, gate.values(), x.values(), x.cols, h.values_mut()).map_err(shape)?;
+        Ok(h)
+    }
+
+    fn angles(&self, rope: &Arc<RopeTable>, batch: &CpuBatch) -> Arc<Angles> {
         let mut known = batch.angles.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some((_, angles)) = known.iter().find(|(table, _)| Arc::ptr_eq(table, rope) || table == rope) {
             return angles.clone();
         }
-        let angles = Arc::new(ops::Angles::new(&self.cpu, &rope.inv_freq, &batch.positions));
+        let angles = Arc::new(Angles::new(&self.cpu, &rope.inv_freq, &batch.positions));
         known.push((rope.clone(), angles.clone()));
         angles
     }
@@ -264,6 +295,7 @@ impl Backend for CpuBackend {
         };
         Ok(CpuBatch {
             tokens: step.tokens.iter().map(id).collect(),
+            rows: (0..step.tokens.len() as u32).collect(),
             positions: step.rows().map(|row| row.position as u32).collect(),
             spans: Spans::new(step),
             outputs: step.outputs.clone(),
@@ -282,7 +314,9 @@ impl Backend for CpuBackend {
             return Err(Error::shape("rms_norm", format!("columns divisible by {}", weight.len()), x.cols));
         }
         let mut out = self.buffers.tensor(x.rows, x.cols);
-        ops::rms_norm(&self.cpu, x.values(), weight, eps, out.values_mut()).map_err(shape)?;
+        let width = weight.len();
+        let groups = x.values().len() / width;
+        ops::rms_norm(&self.cpu, x.values(), width, groups, weight, eps, out.values_mut(), width).map_err(shape)?;
         Ok(out)
     }
 
@@ -297,7 +331,10 @@ impl Backend for CpuBackend {
         }
         let angles = self.angles(rope, batch);
         let cols = x.cols;
-        ops::rope(&self.cpu, x.values_mut(), cols, group, offset, rope.interleaved, &angles).map_err(shape)?;
+        let style = if rope.interleaved { RopeStyle::Interleaved } else { RopeStyle::HalfSplit };
+        let angles = ops::Angles { cos: &angles.cos, sin: &angles.sin, half: pairs };
+        let heads = &mut x.values_mut()[offset..];
+        ops::rope(&self.cpu, style, angles, &batch.rows, heads, cols, cols / group, group).map_err(shape)?;
         Ok(x)
     }
 
@@ -343,31 +380,32 @@ impl Backend for CpuBackend {
         latent::attention(self, q, kv_b, kv, layer, heads, scale, form, batch)
     }
 
-    fn swiglu(&self, mut gate: Tensor, up: &Tensor) -> Result<Tensor> {
-        expect("swiglu", "values", gate.values().len(), up.values().len())?;
-        ops::swiglu(&self.cpu, gate.values_mut(), up.values()).map_err(shape)?;
-        Ok(gate)
+    fn swiglu(&self, gate: Tensor, up: &Tensor) -> Result<Tensor> {
+        let mut out = self.buffers.tensor(gate.rows, gate.cols);
+        ops::swiglu(&self.cpu, gate.values(), up.values(), out.values_mut()).map_err(shape)?;
+        Ok(out)
     }
 
     fn add(&self, mut a: Tensor, b: &Tensor) -> Result<Tensor> {
-        expect("add", "values", a.values().len(), b.values().len())?;
-        ops::add(&self.cpu, a.values_mut(), b.values()).map_err(shape)?;
+        ops::add(&self.cpu, b.values(), a.values_mut()).map_err(shape)?;
         Ok(a)
     }
 
-    fn gated(&self, mut x: Tensor, gate: &Tensor) -> Result<Tensor> {
-        expect("gated", "columns", 1, gate.cols)?;
-        expect("gated", "rows", x.rows, gate.rows)?;
-        let cols = x.cols;
-        ops::sigmoid_gate(&self.cpu, x.values_mut(), cols, gate.values()).map_err(shape)?;
-        Ok(x)
+    fn gated(&self, x: Tensor, gate: &Tensor) -> Result<Tensor> {
+        let mut out = self.buffers.tensor(x.rows, x.cols);
+        out.values_mut().fill(0.0);
+        self.add_gated(x, gate, out)
     }
 
     fn route(&self, x: &Tensor, gate: &CpuLinear, bias: Option<&Vec<f32>>, rule: &RouterRule) -> Result<CpuRouting> {
         let logits = self.apply(Mode::Exact, &[gate], x)?.pop().ok_or_else(|| Error::shape("route", 1, 0))?;
         let router = ops::Router {
-            sigmoid: rule.scoring == Scoring::Sigmoid,
-            top_k: rule.top_k,
+            score: match rule.scoring {
+                Scoring::Sigmoid => ops::Score::Sigmoid,
+                Scoring::Softmax => ops::Score::Softmax,
+            },
+            bias: bias.map(Vec::as_slice),
+            k: rule.top_k,
             normalise: rule.normalise,
             scale: rule.scale,
             groups: rule.groups,
@@ -375,8 +413,7 @@ impl Backend for CpuBackend {
         };
         let slots = rule.top_k;
         let (mut experts, mut weights) = (vec![0; x.rows * slots], vec![0.0; x.rows * slots]);
-        let bias = bias.map(Vec::as_slice);
-        ops::route(&self.cpu, &router, logits.values(), logits.cols, bias, &mut experts, &mut weights).map_err(shape)?;
+        ops::route(&self.cpu, router, logits.values(), logits.cols, &mut experts, &mut weights).map_err(shape)?;
         Ok(CpuRouting { experts, weights, slots })
     }
 
@@ -472,7 +509,7 @@ impl Backend for CpuBackend {
             Some(gate) => {
                 let y = self.one(&shared.down_proj, &inner)?;
                 let gate = self.one(gate, &x)?;
-                self.add(h, &self.gated(y, &gate)?)
+                self.add_gated(y, &gate, h)
             }
         }
     }

@@ -1,40 +1,68 @@
-//! Looking for values that are not finite.
+//! Looking for values that are not finite, at the speed of memory.
 
+use crate::simd::{self, Kernel, Simd};
 use crate::{Cpu, DType};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-/// Index of the first value that is infinite or not a number, read at memory speed.
+struct Scan<'a> {
+    data: &'a [u8],
+    dtype: DType,
+}
+
+/// Bytes that are looked at before the next decision.
+const STEP: usize = 1024;
+
+#[inline(always)]
+fn bad16(bytes: &[u8], mask: u16) -> bool {
+    bytes.as_chunks::<2>().0.iter().fold(false, |bad, b| bad | (u16::from_ne_bytes(*b) & mask == mask))
+}
+
+#[inline(always)]
+fn bad32(bytes: &[u8], mask: u32) -> bool {
+    bytes.as_chunks::<4>().0.iter().fold(false, |bad, b| bad | (u32::from_ne_bytes(*b) & mask == mask))
+}
+
+#[inline(always)]
+fn bad(bytes: &[u8], dtype: DType) -> bool {
+    match dtype {
+        DType::F32 => bad32(bytes, 0x7f80_0000),
+        DType::F16 => bad16(bytes, 0x7c00),
+        DType::Bf16 => bad16(bytes, 0x7f80),
+    }
+}
+
+impl Kernel for Scan<'_> {
+    type Out = Option<usize>;
+
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self) -> Option<usize> {
+        for (i, step) in self.data.chunks(STEP).enumerate() {
+            if bad(step, self.dtype) {
+                let size = self.dtype.size();
+                let at = step.chunks_exact(size).position(|v| bad(v, self.dtype))?;
+                return Some(i * (STEP / size) + at);
+            }
+        }
+        None
+    }
+}
+
+/// The index of the first value that is infinite or not a number; bytes beyond the last whole value are ignored.
 pub fn first_not_finite(cpu: &Cpu, data: &[u8], dtype: DType) -> Option<usize> {
-    const PIECE: usize = 1 << 20;
-    let first = AtomicUsize::new(usize::MAX);
+    const PIECE: usize = 256 << 10;
     let size = dtype.size();
-    let pieces = data.len().div_ceil(PIECE);
-    cpu.pool.run(pieces, &|i| {
+    let data = &data[..data.len() / size * size];
+    let first = AtomicUsize::new(usize::MAX);
+    cpu.pool().run(data.len().div_ceil(PIECE), &|i| {
         let from = i * PIECE;
-        if from / size >= first.load(Ordering::Relaxed) {
+        if first.load(Ordering::Relaxed) <= from / size {
             return;
         }
         let piece = &data[from..data.len().min(from + PIECE)];
-        if let Some(at) = find(piece, dtype) {
+        // SAFETY: the kernel has no conditions beyond its level.
+        if let Some(at) = unsafe { simd::run(cpu.level(), Scan { data: piece, dtype }) } {
             first.fetch_min(from / size + at, Ordering::Relaxed);
         }
     });
-    let first = first.into_inner();
-    (first != usize::MAX).then_some(first)
-}
-
-/// All bits of the exponent are set in infinities and in what is not a number.
-fn find(piece: &[u8], dtype: DType) -> Option<usize> {
-    let half = |mask: u16| {
-        let bad = |b: &[u8; 2]| u16::from_le_bytes(*b) & mask == mask;
-        let words = piece.as_chunks::<2>().0;
-        // Counting a block at once is a loop that compilers turn into vector instructions.
-        let block = words.chunks(4096).position(|block| block.iter().filter(|b| bad(b)).count() > 0)?;
-        words[block * 4096..].iter().position(bad).map(|i| block * 4096 + i)
-    };
-    match dtype {
-        DType::Bf16 => half(0x7F80),
-        DType::F16 => half(0x7C00),
-        DType::F32 => piece.as_chunks::<4>().0.iter().position(|b| !f32::from_le_bytes(*b).is_finite()),
-    }
+    Some(first.into_inner()).filter(|&i| i != usize::MAX)
 }
