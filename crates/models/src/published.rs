@@ -2,8 +2,8 @@
 
 use crate::{Architecture, Error, Result};
 use marlin_checkpoint::{Checkpoint, Config, Folder, Synthetic};
-use std::sync::Arc;
 use serde_json::{Value, json};
+use std::sync::Arc;
 
 /// A published model.
 pub struct Published {

@@ -65,7 +65,11 @@ fn prefill(b: &CpuBackend, model: &Model<CpuBackend>, length: usize, chunk: usiz
 
 fn worst(found: &[f32], expected: &[f32]) -> f32 {
     assert_eq!(found.len(), expected.len());
-    found.iter().zip(expected).map(|(a, b)| (a - b).abs()).fold(0.0, |a: f32, b| if b > a || b.is_nan() { b } else { a })
+    found
+        .iter()
+        .zip(expected)
+        .map(|(a, b)| (a - b).abs())
+        .fold(0.0, |a: f32, b| if b > a || b.is_nan() { b } else { a })
 }
 
 fn deviation(values: &[f32]) -> f32 {
@@ -89,7 +93,8 @@ fn check(name: &str) {
     let last = &expected["short_last"];
     let limit = TOLERANCE * deviation(last);
     let rows: Vec<&[f32]> = short.chunks_exact(vocab).collect();
-    let top: Vec<f32> = expected["short_top_ids"].iter().enumerate().map(|(i, id)| rows[i / 16][*id as usize]).collect();
+    let top: Vec<f32> =
+        expected["short_top_ids"].iter().enumerate().map(|(i, id)| rows[i / 16][*id as usize]).collect();
     let sums: Vec<f32> =
         rows.iter().map(|row| row.iter().map(|l| f64::from(*l).exp()).sum::<f64>().ln() as f32).collect();
     let long = prefill(&b, &model, 8300, 1024, false);

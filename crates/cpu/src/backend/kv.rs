@@ -44,7 +44,8 @@ pub struct CpuKv {
 impl CpuKv {
     pub(super) fn new(spec: KvSpec, dtype: DType) -> Result<Self> {
         let tokens = spec.blocks.checked_mul(spec.block_size);
-        let bytes = |values: usize| tokens.and_then(|t| t.checked_mul(values)?.checked_mul(dtype.size())).unwrap_or(usize::MAX);
+        let bytes =
+            |values: usize| tokens.and_then(|t| t.checked_mul(values)?.checked_mul(dtype.size())).unwrap_or(usize::MAX);
         let (first, second) = match spec.layout {
             KvLayout::Heads { heads, key, value } => (bytes(heads * key), bytes(heads * value)),
             KvLayout::Latent { rank, rope } => (bytes(rank + rope), 0),
@@ -65,22 +66,31 @@ impl CpuKv {
     }
 
     pub(super) fn layer(&self, layer: usize) -> Result<MutexGuard<'_, Layer>> {
-        let layer = self.layers.get(layer).ok_or_else(|| Error::shape("kv", format!("a layer below {}", self.spec.layers), layer))?;
+        let layer = self
+            .layers
+            .get(layer)
+            .ok_or_else(|| Error::shape("kv", format!("a layer below {}", self.spec.layers), layer))?;
         Ok(layer.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     fn kv_shape(&self, op: &'static str) -> Result<KvShape> {
         match self.spec.layout {
-            KvLayout::Heads { heads, key, value } => {
-                Ok(KvShape { kv_heads: heads, k_dim: key, v_dim: value, block: self.spec.block_size, dtype: self.dtype })
-            }
+            KvLayout::Heads { heads, key, value } => Ok(KvShape {
+                kv_heads: heads,
+                k_dim: key,
+                v_dim: value,
+                block: self.spec.block_size,
+                dtype: self.dtype,
+            }),
             KvLayout::Latent { .. } => Err(Error::shape(op, "a pool of keys and values", "latents")),
         }
     }
 
     pub(super) fn latent_shape(&self, op: &'static str) -> Result<LatentShape> {
         match self.spec.layout {
-            KvLayout::Latent { rank, rope } => Ok(LatentShape { rank, rope, block: self.spec.block_size, dtype: self.dtype }),
+            KvLayout::Latent { rank, rope } => {
+                Ok(LatentShape { rank, rope, block: self.spec.block_size, dtype: self.dtype })
+            }
             KvLayout::Heads { .. } => Err(Error::shape(op, "a pool of latents", "keys and values")),
         }
     }
@@ -120,6 +130,7 @@ impl CpuKv {
         let memory = self.layer(layer)?;
         let (cols, seqs) = (out.cols, spans.all());
         let (k, v) = (&memory.first, &memory.second);
-        attention::attention(cpu, mode, kv, k, v, q.values(), q.cols, heads, &seqs, scale, out.values_mut(), cols).map_err(shape)
+        attention::attention(cpu, mode, kv, k, v, q.values(), q.cols, heads, &seqs, scale, out.values_mut(), cols)
+            .map_err(shape)
     }
 }

@@ -6,6 +6,9 @@ use crate::linear::{self, Job, Out};
 use crate::{Mode, ops};
 use marlin_backend::{Error, LatentForm, LinearHandle, Result};
 
+/// Fewer queries than this are never worth expanding, at any published size.
+const FEWEST_EXPANDED: usize = 384;
+
 /// Positions beyond which keys and values are not expanded: they would take too much memory.
 const LONGEST_EXPANDED: usize = 4096;
 
@@ -24,7 +27,11 @@ impl Sizes {
         let (query, both) = (q.cols / heads.max(1), kv_b.rows() / heads.max(1));
         if !divisible || query < latent.rope || both < query - latent.rope || kv_b.cols() != latent.rank {
             let expected = format!("{heads} heads with a rank of {} and {} rotated values", latent.rank, latent.rope);
-            return Err(Error::shape(op, expected, format!("queries of {}, kv_b_proj [{}, {}]", q.cols, kv_b.rows(), kv_b.cols())));
+            return Err(Error::shape(
+                op,
+                expected,
+                format!("queries of {}, kv_b_proj [{}, {}]", q.cols, kv_b.rows(), kv_b.cols()),
+            ));
         }
         let nope = query - latent.rope;
         Ok(Self { heads, nope, value: both - nope, latent })
@@ -36,7 +43,7 @@ impl Sizes {
     fn expand(&self, rows: usize, positions: usize) -> bool {
         let rank = self.latent.rank;
         let saved = rows * (2 * rank).saturating_sub(self.nope + self.value);
-        positions <= LONGEST_EXPANDED && saved > rank * (self.nope + self.value)
+        rows >= FEWEST_EXPANDED && positions <= LONGEST_EXPANDED && saved > rank * (self.nope + self.value)
     }
 }
 
@@ -71,7 +78,8 @@ pub(super) fn attention(
         if expand(&run[0].span) {
             expanded(b, &s, queries, kv_b, &memory.first, run[0].table, local(&run[0]), scale, results)?;
         } else {
-            let seqs: Vec<Sequence<'_>> = run.iter().map(|seq| Sequence { span: local(seq), table: seq.table }).collect();
+            let seqs: Vec<Sequence<'_>> =
+                run.iter().map(|seq| Sequence { span: local(seq), table: seq.table }).collect();
             absorbed(b, &s, queries, kv_b, &memory.first, &seqs, rows.len(), scale, results)?;
         }
     }
@@ -93,12 +101,25 @@ fn absorbed(
     let w = kv_b.require_dense("latent_attention")?;
     let LatentShape { rank, rope, .. } = s.latent;
     let mut q_lat = b.buffers.tensor(rows, s.heads * rank);
-    linear::per_head_transposed(&b.cpu, q, s.nope + rope, rows, s.heads, w, 0, s.nope, q_lat.values_mut()).map_err(shape)?;
+    linear::per_head_transposed(&b.cpu, q, s.nope + rope, rows, s.heads, w, 0, s.nope, q_lat.values_mut())
+        .map_err(shape)?;
     let mut o_lat = b.buffers.tensor(rows, s.heads * rank);
     let q_pe = &q[s.nope..];
     let o = o_lat.values_mut();
-    attention::latent_attention(&b.cpu, b.mode, s.latent, pool, q_lat.values(), q_pe, s.nope + rope, s.heads, seqs, scale, o)
-        .map_err(shape)?;
+    attention::latent_attention(
+        &b.cpu,
+        b.mode,
+        s.latent,
+        pool,
+        q_lat.values(),
+        q_pe,
+        s.nope + rope,
+        s.heads,
+        seqs,
+        scale,
+        o,
+    )
+    .map_err(shape)?;
     let acts = &mut b.scratch().acts;
     linear::per_head(&b.cpu, b.mode, o_lat.values(), rows, s.heads, w, s.nope, s.value, acts, out).map_err(shape)
 }

@@ -87,7 +87,8 @@ struct Angles {
 impl Angles {
     /// The angle is rounded to f32 before its cosine and sine are taken, as transformers does.
     fn new(cpu: &Cpu, inv_freq: &[f32], positions: &[u32]) -> Self {
-        let row = |position: &u32| -> Vec<(f32, f32)> { inv_freq.iter().map(|f| (*position as f32 * f).sin_cos()).collect() };
+        let row =
+            |position: &u32| -> Vec<(f32, f32)> { inv_freq.iter().map(|f| (*position as f32 * f).sin_cos()).collect() };
         let rows: Vec<OnceLock<Vec<(f32, f32)>>> = positions.iter().map(|_| OnceLock::new()).collect();
         cpu.pool().ranges(positions.len(), 16, &|range| {
             for i in range {
@@ -209,7 +210,14 @@ impl CpuBackend {
     }
 
     /// `h + experts(x)`, or `experts(x)` into `h` if not `add`.
-    fn experts_into(&self, x: &Tensor, experts: &CpuExperts, routing: &CpuRouting, add: bool, mut h: Tensor) -> Result<Tensor> {
+    fn experts_into(
+        &self,
+        x: &Tensor,
+        experts: &CpuExperts,
+        routing: &CpuRouting,
+        add: bool,
+        mut h: Tensor,
+    ) -> Result<Tensor> {
         let mut dense = Vec::with_capacity(experts.0.len());
         for [gate, up, down] in &experts.0 {
             dense.push(linear::Expert {
@@ -221,7 +229,8 @@ impl CpuBackend {
         let route = Route { experts: &routing.experts, weights: &routing.weights, slots: routing.slots };
         let mut scratch = self.scratch();
         let buf = &mut scratch.experts;
-        linear::experts(&self.cpu, self.mode, x.values(), x.rows, &dense, route, buf, add, h.values_mut()).map_err(shape)?;
+        linear::experts(&self.cpu, self.mode, x.values(), x.rows, &dense, route, buf, add, h.values_mut())
+            .map_err(shape)?;
         Ok(h)
     }
 
@@ -324,9 +333,17 @@ impl Backend for CpuBackend {
         self.apply(self.mode, linears, x)
     }
 
-    fn rope(&self, mut x: Tensor, rope: &Arc<RopeTable>, group: usize, offset: usize, batch: &CpuBatch) -> Result<Tensor> {
+    fn rope(
+        &self,
+        mut x: Tensor,
+        rope: &Arc<RopeTable>,
+        group: usize,
+        offset: usize,
+        batch: &CpuBatch,
+    ) -> Result<Tensor> {
         let pairs = rope.inv_freq.len();
-        if group == 0 || !x.cols.is_multiple_of(group) || offset + 2 * pairs > group || x.rows != batch.positions.len() {
+        if group == 0 || !x.cols.is_multiple_of(group) || offset + 2 * pairs > group || x.rows != batch.positions.len()
+        {
             return Err(Error::shape("rope", format!("groups of {group} from {offset} for {pairs} pairs"), x.cols));
         }
         let angles = self.angles(rope, batch);
@@ -345,7 +362,10 @@ impl Backend for CpuBackend {
         let mut out = self.buffers.tensor(x.rows, to - from);
         if to > from {
             let rows = x.values().chunks_exact(x.cols);
-            out.values_mut().chunks_exact_mut(to - from).zip(rows).for_each(|(out, row)| out.copy_from_slice(&row[from..to]));
+            out.values_mut()
+                .chunks_exact_mut(to - from)
+                .zip(rows)
+                .for_each(|(out, row)| out.copy_from_slice(&row[from..to]));
         }
         Ok(out)
     }
@@ -358,7 +378,15 @@ impl Backend for CpuBackend {
         kv.append_latent(layer, latent, key, &batch.spans)
     }
 
-    fn attention(&self, q: &Tensor, kv: &CpuKv, layer: usize, heads: usize, scale: f32, batch: &CpuBatch) -> Result<Tensor> {
+    fn attention(
+        &self,
+        q: &Tensor,
+        kv: &CpuKv,
+        layer: usize,
+        heads: usize,
+        scale: f32,
+        batch: &CpuBatch,
+    ) -> Result<Tensor> {
         let (width, value) = kv.heads("attention")?;
         expect("attention", "columns", heads * width, q.cols)?;
         let mut out = self.buffers.tensor(q.rows, heads * value);

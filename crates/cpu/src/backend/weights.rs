@@ -132,7 +132,8 @@ impl CpuLinear {
         }
         let mut whole = b.buffers.tensor(x.rows, height);
         let mut scratch = b.scratch();
-        let acts = scratch.acts.prepare(&b.cpu, crate::Mode::Exact, input.values(), x.rows, width, width).map_err(shape)?;
+        let acts =
+            scratch.acts.prepare(&b.cpu, crate::Mode::Exact, input.values(), x.rows, width, width).map_err(shape)?;
         let mut panel = vec![0.0f32; PANEL * width];
         for first in (0..height).step_by(PANEL) {
             let count = PANEL.min(height - first);
@@ -147,10 +148,12 @@ impl CpuLinear {
             drop(rows);
             let bytes: Vec<u8> = panel[..count * width].iter().flat_map(|v| v.to_le_bytes()).collect();
             let mat = Mat::new(&bytes, DType::F32, count, width).map_err(shape)?;
-            linears(&b.cpu, &[Job::new(acts, mat, Out::new(&mut whole.values_mut()[first..], height))]).map_err(shape)?;
+            linears(&b.cpu, &[Job::new(acts, mat, Out::new(&mut whole.values_mut()[first..], height))])
+                .map_err(shape)?;
         }
         let mut out = b.buffers.tensor(x.rows, self.rows);
-        for (to, from) in out.values_mut().chunks_exact_mut(self.rows).zip(whole.values_mut().chunks_exact_mut(height)) {
+        for (to, from) in out.values_mut().chunks_exact_mut(self.rows).zip(whole.values_mut().chunks_exact_mut(height))
+        {
             if !matches!(linear.output(), OutputTransform::None) {
                 linear.output().apply(from);
             }

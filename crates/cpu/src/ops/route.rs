@@ -71,7 +71,11 @@ impl Kernel for Sigmoids {
                 let some = LANES.min(self.n - i);
                 let v = if some == LANES { S::load(self.x.add(i)) } else { load_some::<S>(self.x.add(i), some) };
                 let y = sigmoid::<S>(v);
-                if some == LANES { S::store(self.out.add(i), y) } else { store_some::<S>(self.out.add(i), some, y) }
+                if some == LANES {
+                    S::store(self.out.add(i), y)
+                } else {
+                    store_some::<S>(self.out.add(i), some, y)
+                }
                 i += some;
             }
         }

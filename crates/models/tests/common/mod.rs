@@ -115,7 +115,6 @@ pub fn compare<B: Backend>(b: &B, folder: &Path, prompt: &str, form: LatentForm)
     assert_close(&format!("{name} log-sum-exp"), &sums, &expected.floats(&format!("{prompt}.logsumexp")), TOLERANCE);
 }
 
-
 pub fn name_of(folder: &Path) -> String {
     folder.file_name().unwrap().to_string_lossy().into_owned()
 }
