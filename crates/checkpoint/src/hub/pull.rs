@@ -237,6 +237,9 @@ impl Part<'_> {
     fn hash_of(&self, file: &mut File, progress: &dyn Progress) -> Result<(Sha256, u64)> {
         let (mut hash, mut have) = (Sha256::new(), 0);
         let mut buffer = vec![0; 1 << 20];
+        if file.metadata().is_ok_and(|m| m.len() > 512 << 20) {
+            progress.note(&format!("{}: checking what was fetched before", self.file));
+        }
         loop {
             if progress.cancelled() {
                 return Err(Error::Cancelled);
