@@ -1,4 +1,5 @@
 //! The engine on a tiny random model and the reference backend.
+#![allow(clippy::unwrap_used, clippy::panic)]
 
 mod common;
 
