@@ -1,1 +1,19 @@
-//! Metal Marlin: eval.
+//! What is measured: perplexity, speed, what a checkpoint weighs and what the machine can do.
+//!
+//! * [`perplexity`](fn@perplexity): how well a model predicts a text, by one of three [`Protocol`]s.
+//! * [`latency`](fn@latency): tokens a second over warm-up and repeats, with [`Summary`] statistics.
+//! * [`Footprint`]: parameters and bytes, all of them and those one token needs.
+//! * [`machine`]: processor, memory, and the peak memory of this process.
+
+mod error;
+pub mod footprint;
+pub mod latency;
+pub mod machine;
+pub mod ppl;
+pub mod stats;
+
+pub use error::{Error, Result};
+pub use footprint::Footprint;
+pub use latency::{Latency, LatencyOptions, latency};
+pub use ppl::{Perplexity, Protocol, Span, perplexity};
+pub use stats::Summary;

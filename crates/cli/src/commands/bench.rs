@@ -1,0 +1,237 @@
+//! `bench`: how fast a model runs here.
+
+use super::doctor;
+use crate::args::{ContextArgs, EngineArgs};
+use crate::error::{Failure, Result};
+use crate::model::{self, Loaded};
+use crate::progress::Bar;
+use crate::{builtin, interrupt, output};
+use clap::Subcommand;
+use marlin_checkpoint::{Checkpoint, Folder, Synthetic};
+use marlin_cpu::{Cpu, bandwidth};
+use marlin_engine::EngineOptions;
+use marlin_eval::{Footprint, Latency, LatencyOptions, Summary, latency, machine};
+use marlin_models::{Architecture, published};
+use output::{bytes, rate};
+use serde::Serialize;
+use std::sync::Arc;
+use std::time::Instant;
+
+/// Measure how fast a model runs
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    #[command(subcommand)]
+    what: What,
+}
+
+#[derive(Debug, Subcommand)]
+enum What {
+    Latency(LatencyArgs),
+}
+
+/// One request at a time: prefill and decode tokens a second
+///
+/// Prefill is timed on a prompt of its own; decode on tokens generated after --depth tokens of context. With --synthetic
+/// the weights are random and nothing is downloaded, so that a model's speed can be known before the model is there.
+#[derive(Debug, clap::Args)]
+struct LatencyArgs {
+    /// The model
+    #[arg(default_value = builtin::NAME, conflicts_with = "synthetic")]
+    model: String,
+    /// A published model's sizes with random bf16 weights, such as qwen3-8b; NAME:layers=N takes the first N layers
+    #[arg(long, value_name = "NAME")]
+    synthetic: Option<String>,
+    /// Tokens of the prompt; 0 to skip prefill
+    #[arg(long, value_name = "N", default_value = "512", value_parser = crate::values::tokens)]
+    prompt: usize,
+    /// Tokens to generate; 0 to skip decode
+    #[arg(long, value_name = "N", default_value = "32", value_parser = crate::values::tokens)]
+    generate: usize,
+    /// Tokens of context before those generated
+    #[arg(long, value_name = "N", default_value = "0", value_parser = crate::values::tokens)]
+    depth: usize,
+    /// Rounds that are not counted
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    warmup: usize,
+    /// Rounds that are
+    #[arg(long, value_name = "N", default_value_t = 5)]
+    repeats: usize,
+    /// Print one JSON object
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    engine: EngineArgs,
+}
+
+/// Share of the memory bandwidth that decode should reach, and below which the report says so.
+const EXPECTED_SHARE: f64 = 0.8;
+/// Weights smaller than this may stay in the caches, so that memory is not what limits.
+const CACHED: u64 = 256 << 20;
+
+#[derive(Serialize)]
+struct Report {
+    model: String,
+    exact: bool,
+    threads: usize,
+    #[serde(flatten)]
+    latency: Latency,
+    weight_bytes: u64,
+    /// Weights read to generate one token; of a mixture, only the experts chosen for it.
+    weight_bytes_per_token: u64,
+    /// Bytes of weights read a second at the median decode speed.
+    decode_bytes_per_second: Option<f64>,
+    memory_read_bytes_per_second: f64,
+    /// One through the other.
+    bandwidth_share: Option<f64>,
+    load_seconds: f64,
+    peak_memory_bytes: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    note: Option<String>,
+}
+
+pub fn run(args: &Args) -> Result<()> {
+    match &args.what {
+        What::Latency(args) => run_latency(args),
+    }
+}
+
+fn run_latency(args: &LatencyArgs) -> Result<()> {
+    let longest = args.prompt.max(args.depth.max(1) + args.generate) + 1;
+    let context = ContextArgs { context: None, kv_tokens: Some(longest) };
+    let options = EngineOptions { max_batch: 1, prefix_cache: false, ..EngineOptions::default() };
+    let started = Instant::now();
+    let checkpoint = match &args.synthetic {
+        Some(name) => synthetic(name)?,
+        None => model::open(&args.model)?,
+    };
+    let loaded = model::load_checkpoint(checkpoint, &args.engine, &context, options, started)?;
+    let Loaded { mut engine, checkpoint, load, .. } = loaded;
+    let footprint = Footprint::of(&checkpoint.config, checkpoint.store.as_ref(), &engine.model().report().mtp);
+    let watch = interrupt::watch();
+    let mut bar = Bar::items(format!("timing {}", checkpoint.name));
+    let options = LatencyOptions {
+        prompt: args.prompt,
+        generate: args.generate,
+        depth: args.depth,
+        warmup: args.warmup,
+        repeats: args.repeats,
+    };
+    let latency = latency(&mut engine, options, &mut |done, total| {
+        bar.set(done as u64, total as u64);
+        !watch.pressed()
+    });
+    drop(bar);
+    let latency = latency?;
+    // Measuring the memory takes memory itself: only now, and without the model.
+    let peak = machine::peak_memory();
+    drop(engine);
+    let name = checkpoint.name.clone();
+    drop(checkpoint);
+    let cpu = Cpu::new(args.engine.threads);
+    let read = bandwidth::read_bytes_per_second(&cpu, doctor::region());
+    watch.check()?;
+    let achieved = latency.decode_tokens_per_second.map(|s| s.p50 * footprint.bytes_per_token as f64);
+    let share = achieved.filter(|_| read > 0.0).map(|a| a / read);
+    let report = Report {
+        model: name,
+        exact: args.engine.exact,
+        threads: cpu.pool().threads(),
+        latency,
+        weight_bytes: footprint.bytes,
+        weight_bytes_per_token: footprint.bytes_per_token,
+        decode_bytes_per_second: achieved,
+        memory_read_bytes_per_second: read,
+        bandwidth_share: share,
+        load_seconds: load.as_secs_f64(),
+        peak_memory_bytes: peak,
+        note: share.and_then(|share| remark(share, footprint.bytes_per_token, args.depth)),
+    };
+    if args.json { output::print_json(&report) } else { output::print(&report.text()) }
+}
+
+/// What to say about a decode that reaches this share of the memory bandwidth.
+fn remark(share: f64, bytes_per_token: u64, depth: usize) -> Option<String> {
+    if share >= EXPECTED_SHARE {
+        return None;
+    }
+    let percent = 100.0 * share;
+    if bytes_per_token < CACHED {
+        return Some("a model this small is not limited by memory: the share says little".to_owned());
+    }
+    let context = if depth > 0 { format!("; {depth} tokens of context take their part") } else { String::new() };
+    Some(format!(
+        "decode reaches {percent:.0} % of the memory bandwidth, where {:.0} % and more are expected{context}; is the machine busy, or --threads too low?",
+        100.0 * EXPECTED_SHARE
+    ))
+}
+
+/// Random weights of published sizes: `NAME` or `NAME:layers=N`.
+fn synthetic(text: &str) -> Result<Checkpoint> {
+    let (name, layers) = match text.split_once(':') {
+        None => (text, None),
+        Some((name, rest)) => {
+            let layers = rest.strip_prefix("layers=").and_then(|n| n.parse().ok()).filter(|n| *n > 0);
+            let wrong = || Failure::text(format!("--synthetic: expected NAME or NAME:layers=N, found {text:?}"));
+            (name, Some(layers.ok_or_else(wrong)?))
+        }
+    };
+    let config = published(name, layers)?;
+    let tensors = Architecture::parse(&config)?.inventory().required().to_vec();
+    let store = Arc::new(Synthetic::random(tensors, 0));
+    let folder = Folder::Embedded { name: "synthetic", files: &[] };
+    Ok(Checkpoint::from_parts(format!("{text} (random weights)"), config, store, folder)?)
+}
+
+impl Report {
+    fn text(&self) -> String {
+        let l = &self.latency;
+        let mut out = format!(
+            "{}, {}, {} threads, {} rounds after {} for warming up\n",
+            self.model,
+            if self.exact { "exact (f32)" } else { "fast" },
+            self.threads,
+            l.repeats,
+            l.warmup
+        );
+        out += &format!(
+            "{:<34}{:>9}{:>9}{:>9}{:>9}{:>9}{:>9}\n",
+            "", "mean", "std", "2 sigma", "p50", "p95", "p99"
+        );
+        let mut row = |name: String, summary: &Option<Summary>| {
+            if let Some(s) = summary {
+                out += &format!("{name:<34}");
+                for value in [s.mean, s.std, s.two_sigma, s.p50, s.p95, s.p99] {
+                    out += &format!("{:>9}", rate(value));
+                }
+                out.push('\n');
+            }
+        };
+        row(format!("prefill {} tokens, tok/s", l.prompt_tokens), &l.prefill_tokens_per_second);
+        row("time to first token, ms".to_owned(), &l.time_to_first_token_ms);
+        let after = if l.depth > 0 { format!(" after {}", l.depth) } else { String::new() };
+        row(format!("decode {} tokens{after}, tok/s", l.generated_tokens), &l.decode_tokens_per_second);
+        row("between tokens, ms".to_owned(), &l.inter_token_ms);
+        out += &format!(
+            "weights {}, read per token {}",
+            bytes(self.weight_bytes),
+            bytes(self.weight_bytes_per_token)
+        );
+        if let (Some(achieved), Some(share)) = (self.decode_bytes_per_second, self.bandwidth_share) {
+            out += &format!(
+                ": {:.1} GB/s, {:.0} % of the {:.1} GB/s that this machine's memory gives",
+                achieved / 1e9,
+                100.0 * share,
+                self.memory_read_bytes_per_second / 1e9
+            );
+        }
+        out += &format!("\nloaded in {}", output::seconds(self.load_seconds));
+        if let Some(peak) = self.peak_memory_bytes {
+            out += &format!(", peak memory {}", bytes(peak));
+        }
+        out.push('\n');
+        if let Some(note) = &self.note {
+            out += &format!("note: {note}\n");
+        }
+        out
+    }
+}

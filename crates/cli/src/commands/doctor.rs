@@ -1,0 +1,128 @@
+//! `doctor`: what this machine is and can do.
+
+use crate::error::Result;
+use crate::{builtin, interrupt, output};
+use marlin_checkpoint::Hub;
+use marlin_cpu::{Cpu, bandwidth};
+use marlin_eval::machine::{self, Memory};
+use output::bytes;
+use serde::Serialize;
+
+/// Show what this machine is and what it can do
+///
+/// Memory bandwidth and arithmetic are measured, which takes a few seconds and up to 2 GiB of memory.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// Threads; 0 takes the physical cores
+    #[arg(long, value_name = "N", env = "MARLIN_THREADS", default_value_t = 0)]
+    threads: usize,
+    /// Measure nothing
+    #[arg(long)]
+    quick: bool,
+    /// Print one JSON object
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Serialize)]
+struct Report {
+    version: &'static str,
+    system: String,
+    processor: String,
+    features: Vec<&'static str>,
+    /// The level of SIMD that kernels use.
+    simd: String,
+    threads: usize,
+    logical_processors: usize,
+    memory: Memory,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    measured: Option<Measured>,
+    devices: Vec<&'static str>,
+    built_in_model: Option<&'static str>,
+    cache: String,
+    cached_models: usize,
+    cached_bytes: u64,
+}
+
+#[derive(Serialize)]
+struct Measured {
+    read_bytes_per_second: f64,
+    read_method: String,
+    f32_flops_per_second: f64,
+    bf16_flops_per_second: f64,
+}
+
+/// How the bandwidth is measured.
+pub const METHOD: &str = "best of three read loops (plain, prefetching, four streams), two turns each";
+
+/// Bytes to read: well beyond the caches, without taking more than a quarter of what is free.
+pub fn region() -> usize {
+    let memory = machine::memory();
+    let free = memory.available.or(memory.total).unwrap_or(8 << 30).min(memory.limit.unwrap_or(u64::MAX));
+    (free / 4).clamp(64 << 20, 2 << 30) as usize
+}
+
+pub fn run(args: &Args) -> Result<()> {
+    let hub = Hub::from_env()?;
+    let models = hub.list()?;
+    let cpu = Cpu::new(args.threads);
+    let watch = interrupt::watch();
+    let mut measured = None;
+    if !args.quick {
+        if !args.json {
+            output::note("measuring memory and arithmetic ...");
+        }
+        let region = region();
+        let read = bandwidth::read_bytes_per_second(&cpu, region);
+        watch.check()?;
+        let (single, pairs) = bandwidth::peak_flops(&cpu);
+        watch.check()?;
+        measured = Some(Measured {
+            read_bytes_per_second: read,
+            read_method: format!("{METHOD}, over {} MiB", region >> 20),
+            f32_flops_per_second: single,
+            bf16_flops_per_second: pairs,
+        });
+    }
+    let report = Report {
+        version: env!("CARGO_PKG_VERSION"),
+        system: format!("{} {}", std::env::consts::OS, std::env::consts::ARCH),
+        processor: machine::processor(),
+        features: machine::cpu_features(),
+        simd: cpu.level().name().to_owned(),
+        threads: cpu.pool().threads(),
+        logical_processors: machine::logical_processors(),
+        memory: machine::memory(),
+        measured,
+        devices: vec!["cpu"],
+        built_in_model: builtin::is_there().then_some(builtin::NAME),
+        cache: hub.cache().display().to_string(),
+        cached_models: models.len(),
+        cached_bytes: models.iter().map(|m| m.bytes).sum(),
+    };
+    if args.json { output::print_json(&report) } else { output::print(&report.text()) }
+}
+
+impl Report {
+    fn text(&self) -> String {
+        let mut out = String::new();
+        let mut line = |name: &str, value: String| out.push_str(&format!("{name:<14}{value}\n"));
+        line("version", format!("{} on {}", self.version, self.system));
+        line("processor", self.processor.clone());
+        line("features", self.features.join(" "));
+        line("kernels use", format!("{}, {} of {} threads", self.simd, self.threads, self.logical_processors));
+        let part = |value: Option<u64>, what: &str| value.map(|v| format!("{} {what}", bytes(v)));
+        let Memory { total, available, limit } = self.memory;
+        let memory = [part(total, "in all"), part(available, "available"), part(limit, "allowed")];
+        line("memory", memory.into_iter().flatten().collect::<Vec<_>>().join(", "));
+        if let Some(m) = &self.measured {
+            line("read", format!("{:.1} GB/s ({})", m.read_bytes_per_second / 1e9, m.read_method));
+            let (single, pairs) = (m.f32_flops_per_second / 1e9, m.bf16_flops_per_second / 1e9);
+            line("arithmetic", format!("f32 {single:.0} GFLOP/s, bf16 {pairs:.0} GFLOP/s"));
+        }
+        line("devices", self.devices.join(", "));
+        line("built-in", self.built_in_model.unwrap_or("none").to_owned());
+        line("cache", format!("{} ({} models, {})", self.cache, self.cached_models, bytes(self.cached_bytes)));
+        out
+    }
+}

@@ -1,0 +1,35 @@
+//! One file for each command.
+
+pub mod bench;
+pub mod chat;
+pub mod completions;
+pub mod doctor;
+pub mod eval;
+pub mod inspect;
+pub mod list;
+pub mod logits;
+pub mod pull;
+pub mod rm;
+pub mod run;
+pub mod synthesise;
+
+use crate::args::{Cli, Command};
+use crate::error::Result;
+
+/// Carries out the command that was given.
+pub fn run(cli: Cli) -> Result<()> {
+    match cli.command {
+        Command::Run(args) => run::run(&args),
+        Command::Chat(args) => chat::run(&args),
+        Command::Inspect(args) => inspect::run(&args),
+        Command::Eval(args) => eval::run(&args),
+        Command::Logits(args) => logits::run(&args),
+        Command::Bench(args) => bench::run(&args),
+        Command::Pull(args) => pull::run(&args),
+        Command::List(args) => list::run(&args),
+        Command::Rm(args) => rm::run(&args),
+        Command::Doctor(args) => doctor::run(&args),
+        Command::Synthesise(args) => synthesise::run(&args),
+        Command::Completions(args) => completions::run(&args),
+    }
+}

@@ -1,0 +1,160 @@
+//! From the name on the command line to a model that answers.
+
+use crate::args::{ContextArgs, EngineArgs};
+use crate::device::{self, Backend};
+use crate::error::{Failure, Result};
+use crate::progress::Bar;
+use crate::{builtin, output};
+use marlin_checkpoint::text::{ChatTemplate, Tokenizer, TokenizerConfig};
+use marlin_checkpoint::{Checkpoint, Folder, Hub};
+use marlin_engine::{Engine, EngineOptions};
+use marlin_models::{LoadOptions, Model};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// Opens the checkpoint that `name` means, without reading its weights.
+pub fn open(name: &str) -> Result<Checkpoint> {
+    if name == builtin::NAME {
+        return builtin::open();
+    }
+    let path = Path::new(name);
+    if path.exists() {
+        return Ok(Checkpoint::open(path)?);
+    }
+    if !is_hub_id(name) {
+        return Err(Failure::text(format!(
+            "model {name:?}: there is no such file or folder, and it is no name of the hub (org/name); {:?} is the built-in model",
+            builtin::NAME
+        )));
+    }
+    Ok(Checkpoint::open(Hub::from_env()?.resolve(name)?)?)
+}
+
+/// Whether `name` could be `org/name` or `org/name@revision`.
+fn is_hub_id(name: &str) -> bool {
+    let repository = name.split_once('@').map_or(name, |(repository, _)| repository);
+    let good = |part: &str| {
+        !part.is_empty()
+            && !part.starts_with('.')
+            && part.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.'))
+    };
+    matches!(repository.split_once('/'), Some((org, model)) if good(org) && good(model))
+}
+
+/// The small text files around the tensors.
+pub struct Texts {
+    /// `tokenizer.json`, if there.
+    pub tokenizer: Option<Tokenizer>,
+    /// The chat template, if there is one.
+    pub template: Option<ChatTemplate>,
+}
+
+impl Texts {
+    /// Reads them.
+    pub fn read(folder: &Folder) -> Result<Self> {
+        let config_name = folder.describe("tokenizer_config.json");
+        let config = folder
+            .text("tokenizer_config.json")?
+            .map(|text| TokenizerConfig::parse(&config_name, &text))
+            .transpose()?;
+        let tokenizer = folder
+            .text("tokenizer.json")?
+            .map(|text| Tokenizer::from_bytes(&folder.describe("tokenizer.json"), text.as_bytes(), config.as_ref()))
+            .transpose()?;
+        let (jinja_name, jinja) = (folder.describe("chat_template.jinja"), folder.text("chat_template.jinja")?);
+        let template = ChatTemplate::find(
+            jinja.as_deref().map(|text| (jinja_name.as_str(), text)),
+            config.as_ref().map(|config| (config_name.as_str(), config)),
+        )?;
+        Ok(Self { tokenizer, template })
+    }
+}
+
+/// A model that is ready to answer.
+pub struct Loaded {
+    /// The engine around it.
+    pub engine: Engine<Backend>,
+    /// Where it came from.
+    pub checkpoint: Checkpoint,
+    /// Its chat template, if it has one.
+    pub template: Option<ChatTemplate>,
+    /// What loading took, this program's own start aside.
+    pub load: Duration,
+}
+
+impl Loaded {
+    /// The tokenizer, which must be there.
+    pub fn tokenizer(&self) -> Result<&Tokenizer> {
+        self.engine.tokenizer().ok_or_else(|| no_tokenizer(&self.checkpoint))
+    }
+
+    /// The chat template, which must be there.
+    pub fn template(&self) -> Result<&ChatTemplate> {
+        Ok(self.template.as_ref().ok_or_else(|| ChatTemplate::missing(&self.checkpoint.name))?)
+    }
+}
+
+/// The error for text without a tokenizer.
+pub fn no_tokenizer(checkpoint: &Checkpoint) -> Failure {
+    Failure::text(format!(
+        "{}: there is no tokenizer.json beside the weights, so text cannot be read; give token ids instead (--prompt-ids, --ids)",
+        checkpoint.name
+    ))
+}
+
+/// Loads the model called `name`.
+pub fn load(name: &str, engine: &EngineArgs, context: &ContextArgs, options: EngineOptions) -> Result<Loaded> {
+    let started = Instant::now();
+    load_checkpoint(open(name)?, engine, context, options, started)
+}
+
+/// Loads the model in `checkpoint`, which was begun to be opened when it `started`.
+pub fn load_checkpoint(
+    checkpoint: Checkpoint,
+    args: &EngineArgs,
+    context: &ContextArgs,
+    options: EngineOptions,
+    started: Instant,
+) -> Result<Loaded> {
+    let Texts { tokenizer, template } = Texts::read(&checkpoint.folder)?;
+    let backend = Arc::new(device::open(args));
+    let mut bar = Bar::bytes(format!("loading {}", checkpoint.name));
+    let model = Model::load(backend.as_ref(), &checkpoint, LoadOptions::default(), &mut |p| bar.set(p.done, p.total))?;
+    drop(bar);
+    let options = EngineOptions {
+        context: context.context.or(options.context),
+        kv_tokens: context.kv_tokens.or(options.kv_tokens),
+        ..options
+    };
+    let eos = checkpoint.generation.eos.clone();
+    let model = Arc::new(model);
+    let engine = Engine::new(backend, model, tokenizer, eos, options)?;
+    let loaded = Loaded { engine, checkpoint, template, load: started.elapsed() };
+    if args.verbose {
+        describe(&loaded);
+    }
+    Ok(loaded)
+}
+
+fn describe(loaded: &Loaded) {
+    use marlin_backend::Backend as _;
+    let Loaded { engine, checkpoint, load, .. } = loaded;
+    let info = engine.model().info();
+    output::note(&format!(
+        "model {} ({}, {} layers) on {}, loaded in {}",
+        checkpoint.name,
+        info.architecture,
+        info.layers,
+        engine.backend().name(),
+        output::seconds(load.as_secs_f64())
+    ));
+    output::note(&format!("context {} tokens, {}", engine.context(), engine.sizing()));
+    let report = engine.model().report();
+    if !report.mtp.is_empty() {
+        output::note(&format!("{} tensors of the multi-token-prediction layers are not used", report.mtp.len()));
+    }
+    if !report.converted.is_empty() {
+        output::note(&format!("{} tensors are stored in f64 and computed with in f32", report.converted.len()));
+    }
+}

@@ -1,0 +1,94 @@
+//! Values of options.
+
+use clap::ValueEnum;
+
+/// A number of tokens: `4096`, `32K`, `1M` (K and M are powers of 1024).
+pub fn tokens(text: &str) -> Result<usize, String> {
+    let wrong = || format!("expected a number of tokens such as 4096 or 32K, found {text:?}");
+    let (digits, unit) = match text.char_indices().last() {
+        Some((at, 'k' | 'K')) => (&text[..at], 1 << 10),
+        Some((at, 'm' | 'M')) => (&text[..at], 1 << 20),
+        _ => (text, 1),
+    };
+    digits.parse::<usize>().ok().and_then(|n| n.checked_mul(unit)).ok_or_else(wrong)
+}
+
+/// A number of tokens of at least 1.
+pub fn some_tokens(text: &str) -> Result<usize, String> {
+    match tokens(text)? {
+        0 => Err("expected at least 1, found 0".to_owned()),
+        n => Ok(n),
+    }
+}
+
+/// `ID=BIAS`; `-inf` forbids a token.
+pub fn logit_bias(text: &str) -> Result<(u32, f32), String> {
+    let wrong = || format!("expected ID=BIAS such as 42=-1.5 or 42=-inf, found {text:?}");
+    let (id, bias) = text.split_once('=').ok_or_else(wrong)?;
+    Ok((id.trim().parse().map_err(|_| wrong())?, bias.trim().parse().map_err(|_| wrong())?))
+}
+
+/// The device: `auto` or `cpu`; others are refused by name.
+pub fn device(text: &str) -> Result<Device, String> {
+    match text {
+        "auto" | "cpu" => Ok(Device::Cpu),
+        "metal" | "cuda" | "gpu" => {
+            Err(format!("{text} is not supported by this version, which computes on the CPU only; use auto or cpu"))
+        }
+        _ => Err("expected auto or cpu".to_owned()),
+    }
+}
+
+/// Where models run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Device {
+    /// The processor.
+    Cpu,
+}
+
+/// Element type of the KV memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum KvType {
+    /// bf16, or f32 with --exact.
+    Auto,
+    /// 32 bits.
+    F32,
+    /// bfloat16.
+    Bf16,
+    /// IEEE half precision.
+    F16,
+}
+
+/// `on` or `off`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Switch {
+    /// Yes.
+    On,
+    /// No.
+    Off,
+}
+
+impl Switch {
+    /// As a truth value.
+    pub fn is_on(self) -> bool {
+        self == Self::On
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_and_biases() {
+        assert_eq!(["7", "32K", "1m"].map(|t| tokens(t).unwrap()), [7, 32_768, 1 << 20]);
+        for bad in ["", "K", "-1", "3.5K", "99999999999999999999", "é"] {
+            assert!(tokens(bad).unwrap_err().contains(bad), "{bad}");
+        }
+        assert!(some_tokens("0").is_err());
+        assert_eq!(logit_bias("42=-1.5"), Ok((42, -1.5)));
+        assert_eq!(logit_bias("7=-inf"), Ok((7, f32::NEG_INFINITY)));
+        assert!(logit_bias("x=1").is_err() && logit_bias("42").is_err());
+        assert!(device("metal").unwrap_err().contains("CPU only"));
+    }
+}

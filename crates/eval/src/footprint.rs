@@ -1,0 +1,106 @@
+//! What a checkpoint weighs, from names, types and shapes alone.
+
+use marlin_checkpoint::{Config, TensorInfo, TensorSource};
+use serde::Serialize;
+use std::collections::{BTreeMap, HashSet};
+
+/// Parameters and bytes of a checkpoint.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+pub struct Footprint {
+    /// Parameters of the model, without the layers that only speculation uses.
+    pub parameters: u64,
+    /// Of these, parameters that take part in one token: all but the experts that are not chosen.
+    pub active_parameters: u64,
+    /// Parameters of the multi-token-prediction layers.
+    pub mtp_parameters: u64,
+    /// Stored bytes, those layers included.
+    pub bytes: u64,
+    /// Bytes of weights that are read to generate one token: active ones, and of an embedding that is not also the
+    /// output projection one row.
+    pub bytes_per_token: u64,
+    /// Tensors and their bytes by element type.
+    pub dtypes: BTreeMap<String, TypeCount>,
+}
+
+/// Tensors of one element type.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
+pub struct TypeCount {
+    /// Tensors.
+    pub tensors: usize,
+    /// Their elements.
+    pub elements: u64,
+    /// Their bytes.
+    pub bytes: u64,
+}
+
+/// Chosen and existing experts of a mixture, if the configuration describes one.
+pub fn experts(config: &Config) -> Option<(usize, usize)> {
+    let number = |key: &str| config.maybe_usize(key).ok().flatten();
+    let all = number("num_experts").or_else(|| number("n_routed_experts")).filter(|n| *n > 0)?;
+    Some((number("num_experts_per_tok")?.min(all), all))
+}
+
+impl Footprint {
+    /// Of the tensors in `source`; `mtp` are the names of those that only speculation uses.
+    pub fn of(config: &Config, source: &dyn TensorSource, mtp: &[String]) -> Self {
+        let mtp: HashSet<&str> = mtp.iter().map(String::as_str).collect();
+        let experts = experts(config);
+        let tied = config.bool_or("tie_word_embeddings", false).unwrap_or(false);
+        let mut sum = Self::default();
+        for tensor in source.tensors() {
+            let (elements, bytes) = (tensor.elements() as u64, tensor.bytes() as u64);
+            let entry = sum.dtypes.entry(tensor.dtype.name().to_owned()).or_default();
+            entry.tensors += 1;
+            entry.elements += elements;
+            entry.bytes += bytes;
+            sum.bytes += bytes;
+            if mtp.contains(tensor.name.as_str()) {
+                sum.mtp_parameters += elements;
+                continue;
+            }
+            if tied && tensor.name == "lm_head.weight" {
+                continue;
+            }
+            sum.parameters += elements;
+            let part = |whole: u64| match experts {
+                Some((chosen, all)) if tensor.name.contains(".experts.") => {
+                    (u128::from(whole) * chosen as u128 / all as u128) as u64
+                }
+                _ => whole,
+            };
+            sum.active_parameters += part(elements);
+            sum.bytes_per_token += match is_embedding(tensor) && !tied {
+                true => bytes / tensor.shape.first().copied().unwrap_or(1).max(1) as u64,
+                false => part(bytes),
+            };
+        }
+        sum
+    }
+}
+
+fn is_embedding(tensor: &TensorInfo) -> bool {
+    tensor.name.ends_with("embed_tokens.weight")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use marlin_checkpoint::{DType, Synthetic};
+
+    #[test]
+    fn counts_experts_by_the_share_that_is_chosen() {
+        let info = |name: &str, shape: &[usize]| TensorInfo { name: name.into(), dtype: DType::BF16, shape: shape.into() };
+        let source = Synthetic::formula(vec![
+            info("model.embed_tokens.weight", &[10, 4]),
+            info("model.layers.0.mlp.experts.gate_up_proj", &[4, 6, 4]),
+            info("model.layers.1.eh_proj.weight", &[4, 8]),
+            info("model.norm.weight", &[4]),
+        ]);
+        let config = Config::parse("c", r#"{"num_experts": 4, "num_experts_per_tok": 1}"#).unwrap();
+        let found = Footprint::of(&config, &source, &["model.layers.1.eh_proj.weight".into()]);
+        assert_eq!((found.parameters, found.active_parameters), (40 + 96 + 4, 40 + 24 + 4));
+        assert_eq!((found.mtp_parameters, found.bytes), (32, 2 * 172));
+        assert_eq!(found.bytes_per_token, 2 * (4 + 24 + 4));
+        assert_eq!(found.dtypes["BF16"], TypeCount { tensors: 4, elements: 172, bytes: 344 });
+    }
+}
