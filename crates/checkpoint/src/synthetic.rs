@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use half::{bf16, f16};
+use half::f16;
 
 use crate::{DType, Error, Result, Tensor, TensorInfo, TensorSource};
 
@@ -54,7 +54,7 @@ impl TensorSource for Synthetic {
         let missing = || Error::MissingTensor { name: name.to_owned(), within: self.describe() };
         let info = self.by_name.get(name).map(|&i| self.tensors[i].clone()).ok_or_else(missing)?;
         let data = match info.dtype {
-            DType::BF16 => self.generate::<2>(&info, |v| bf16::from_f32(v).to_le_bytes()),
+            DType::BF16 => self.generate::<2>(&info, |v| to_bf16(v).to_le_bytes()),
             DType::F16 => self.generate::<2>(&info, |v| f16::from_f32(v).to_le_bytes()),
             DType::F32 => self.generate::<4>(&info, f32::to_le_bytes),
             found => return Err(Error::DType { name: info.name, expected: "F32, F16 or BF16", found }),
@@ -83,7 +83,8 @@ impl Synthetic {
             Fill::Formula => in_parallel(&mut data, N, |first, bytes| {
                 for (i, out) in bytes.as_chunks_mut::<N>().0.iter_mut().enumerate() {
                     let z = mix(hash.wrapping_add(((first + i) as u64 + 1).wrapping_mul(GOLDEN)));
-                    let v = (z >> 40) as f64 / f64::from(1 << 23) - 1.0;
+                    // 24 bits; as i32 the conversion is one instruction.
+                    let v = f64::from((z >> 40) as i32) / f64::from(1 << 23) - 1.0;
                     *out = store((v * factor + offset) as f32);
                 }
             }),
@@ -92,17 +93,26 @@ impl Synthetic {
                 let (factor, offset) = ((factor / 32768.0) as f32, offset as f32);
                 // One draw makes four values, as first is a multiple of four.
                 in_parallel(&mut data, N, |first, bytes| {
-                    for (i, four) in bytes.as_chunks_mut::<N>().0.chunks_mut(4).enumerate() {
-                        let z = mix(start.wrapping_add(((first / 4 + i) as u64 + 1).wrapping_mul(GOLDEN)));
-                        for (j, out) in four.iter_mut().enumerate() {
-                            *out = store(f32::from((z >> (16 * j)) as i16) * factor + offset);
-                        }
-                    }
+                    let (fours, rest) = bytes.as_chunks_mut::<N>().0.as_chunks_mut::<4>();
+                    let mut z = start.wrapping_add((first as u64 / 4).wrapping_mul(GOLDEN));
+                    let mut four = || {
+                        z = z.wrapping_add(GOLDEN);
+                        let bits = mix(z);
+                        [0, 16, 32, 48].map(|s| store(f32::from((bits >> s) as i16) * factor + offset))
+                    };
+                    fours.iter_mut().for_each(|out| *out = four());
+                    rest.iter_mut().zip(four()).for_each(|(out, v)| *out = v);
                 });
             }
         }
         data
     }
+}
+
+/// Bits of the nearest bf16, ties to even; for finite values only.
+fn to_bf16(v: f32) -> u16 {
+    let bits = v.to_bits();
+    ((bits + 0x7fff + ((bits >> 16) & 1)) >> 16) as u16
 }
 
 /// Factor and offset of values in [-1, 1).
