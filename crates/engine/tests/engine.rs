@@ -5,6 +5,7 @@ mod common;
 
 use common::*;
 use marlin_backend::{Backend, Deferred, Reference};
+use marlin_cpu::{CpuBackend, CpuOptions};
 use marlin_engine::{
     Engine, EngineOptions, Event, FinishReason, Finished, Request, RequestId, Sampling, Window, log_probability,
 };
@@ -94,6 +95,18 @@ fn nothing_is_read_before_it_is_submitted() {
     assert_eq!(engine.backend().pending(), 0);
     let logits = engine.logits(&prompt(1, 9), false).unwrap();
     assert_eq!(logits.len(), 9 * VOCAB);
+}
+
+/// The CPU in exact mode; and an engine may live on a thread of its own.
+#[test]
+fn on_the_cpu_and_on_another_thread() {
+    let cpu = || CpuBackend::new(CpuOptions { threads: 2, exact: true, ..CpuOptions::default() });
+    let mut single = engine_on(cpu(), options());
+    let alone: Vec<_> = requests().into_iter().map(|r| single.complete(r).unwrap().tokens).collect();
+    let mut engine = engine_on(cpu(), EngineOptions { kv_tokens: Some(80), prefill_chunk: 7, ..options() });
+    let together = std::thread::spawn(move || (together(&mut engine), engine.stats().preemptions)).join().unwrap();
+    assert_eq!(together.0, alone);
+    assert!(together.1 > 0);
 }
 
 #[test]

@@ -2,16 +2,14 @@
 //! other models are read from `../shared/models` where that exists.
 #![allow(clippy::unwrap_used, clippy::panic)]
 
-use marlin_backend::Reference;
+use marlin_backend::{Backend, Reference};
 use marlin_checkpoint::text::Tokenizer;
 use marlin_checkpoint::{Checkpoint, Store, TensorSource};
-use marlin_engine::{Completion, Engine, EngineOptions, Event, FinishReason, Request};
+use marlin_cpu::{CpuBackend, CpuOptions};
+use marlin_engine::{Completion, Engine, EngineOptions, Event, FinishReason, Request, RequestId, Sampling};
 use marlin_models::{LoadOptions, Model};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-
-/// Tokens compared; the reference backend is slow.
-const TOKENS: usize = 24;
 
 fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../..")
@@ -27,27 +25,36 @@ struct Expected {
     text: String,
 }
 
+fn prompt(folder: &Path, name: &str) -> Vec<u32> {
+    let tensors = Store::open(&folder.join("reference.safetensors")).unwrap();
+    let ids = tensors.tensor(&format!("{name}.input_ids")).unwrap();
+    ids.data.as_chunks::<4>().0.iter().map(|b| u32::from_le_bytes(*b)).collect()
+}
+
 /// A prompt of the reference and its greedy continuation.
 fn expected(folder: &Path, name: &str) -> Expected {
     let text = std::fs::read_to_string(folder.join("reference.json")).unwrap();
     let json: serde_json::Value = serde_json::from_str(&text).unwrap();
     let greedy = &json["greedy"][name];
-    let tensors = Store::open(&folder.join("reference.safetensors")).unwrap();
-    let prompt = tensors.tensor(&format!("{name}.input_ids")).unwrap();
     Expected {
-        prompt: prompt.data.as_chunks::<4>().0.iter().map(|b| u32::from_le_bytes(*b)).collect(),
+        prompt: prompt(folder, name),
         ids: greedy["ids"].as_array().unwrap().iter().map(|id| id.as_u64().unwrap() as u32).collect(),
         text: greedy["text"].as_str().unwrap().into(),
     }
 }
 
-fn engine(folder: &Path, options: EngineOptions) -> Engine<Reference> {
+/// The CPU in f32: like the reference, but fast enough for whole answers.
+fn cpu() -> CpuBackend {
+    CpuBackend::new(CpuOptions { threads: 2, exact: true, ..CpuOptions::default() })
+}
+
+fn engine<B: Backend>(b: B, folder: &Path, options: EngineOptions) -> Engine<B> {
     let checkpoint = Checkpoint::open(folder).unwrap();
-    let model = Model::load(&Reference, &checkpoint, LoadOptions::default(), &mut |_| {}).unwrap();
+    let model = Model::load(&b, &checkpoint, LoadOptions::default(), &mut |_| {}).unwrap();
     let json = std::fs::read(folder.join("tokenizer.json")).unwrap();
     let tokenizer = Tokenizer::from_bytes("tokenizer.json", &json, None).unwrap();
     let eos = checkpoint.generation.eos;
-    Engine::new(Arc::new(Reference), Arc::new(model), Some(tokenizer), eos, options).unwrap()
+    Engine::new(Arc::new(b), Arc::new(model), Some(tokenizer), eos, options).unwrap()
 }
 
 fn greedy(prompt: &[u32], tokens: usize) -> Request {
@@ -55,9 +62,9 @@ fn greedy(prompt: &[u32], tokens: usize) -> Request {
 }
 
 /// Both prompts in one batch, prefilled in small chunks.
-fn compare(folder: &Path, tokens: usize) {
+fn compare<B: Backend>(b: B, folder: &Path, tokens: usize) {
     let options = EngineOptions { kv_tokens: Some(512), prefill_chunk: 16, ..EngineOptions::default() };
-    let mut engine = engine(folder, options);
+    let mut engine = engine(b, folder, options);
     let wanted = ["tale", "chat"].map(|name| expected(folder, name));
     let ids = wanted.each_ref().map(|e| engine.submit(greedy(&e.prompt, tokens)).unwrap());
     let (mut found, mut texts) = ([Vec::new(), Vec::new()], [String::new(), String::new()]);
@@ -84,7 +91,8 @@ fn compare(folder: &Path, tokens: usize) {
 
 #[test]
 fn the_built_in_model_continues_as_in_transformers() {
-    compare(&fable(), TOKENS);
+    compare(Reference, &fable(), 16);
+    compare(cpu(), &fable(), 64);
 }
 
 #[test]
@@ -95,7 +103,52 @@ fn the_other_models_continue_as_in_transformers() {
         return;
     };
     for folder in entries.map(|e| e.unwrap().path()).filter(|p| !p.ends_with("fable-glm4-moe-lite")) {
-        compare(&folder, 8);
+        compare(Reference, &folder, 3);
+        compare(cpu(), &folder, 64);
+    }
+}
+
+/// Tokens and log-probabilities of requests, all submitted at once.
+fn together(engine: &mut Engine<CpuBackend>, requests: &[Request]) -> Vec<Vec<(u32, f32)>> {
+    let ids: Vec<RequestId> = requests.iter().map(|r| engine.submit(r.clone()).unwrap()).collect();
+    let mut found = vec![Vec::new(); ids.len()];
+    while !engine.is_idle() {
+        for event in engine.step().unwrap() {
+            if let Event::Token(t) = event {
+                found[ids.iter().position(|id| *id == t.id).unwrap()].push((t.token, t.logprob));
+            }
+        }
+    }
+    assert_eq!(engine.stats().pool.used, 0);
+    found
+}
+
+/// Bit for bit: the log-probabilities too.
+#[test]
+fn company_chunks_and_preemption_change_nothing_in_exact_mode() {
+    let (tale, long) = (prompt(&fable(), "tale"), prompt(&fable(), "long"));
+    let request = |(prompt, tokens): (&[u32], usize), seed| {
+        let sampling = Sampling {
+            temperature: if seed == 0 { 0.0 } else { 0.9 },
+            top_k: 40,
+            top_p: 0.95,
+            repetition_penalty: 1.1,
+            seed: Some(seed),
+            ..Sampling::default()
+        };
+        Request { sampling, ignore_eos: true, ..greedy(prompt, tokens) }
+    };
+    let prompts = [(&tale[..], 40), (&tale[..1], 30), (&long[..97], 24), (&tale[..7], 50), (&long[..64], 20)];
+    let requests: Vec<Request> = prompts.into_iter().zip(0..).map(|(p, seed)| request(p, seed)).collect();
+    let options = || EngineOptions { kv_tokens: Some(1024), block_size: 16, ..EngineOptions::default() };
+    let mut single = engine(cpu(), &fable(), EngineOptions { prefix_cache: false, ..options() });
+    let alone: Vec<_> = requests.iter().flat_map(|r| together(&mut single, std::slice::from_ref(r))).collect();
+    for (prefill_chunk, block_size, kv_tokens) in [(1, 16, 1024), (3, 8, 1024), (7, 32, 1024), (64, 16, 160)] {
+        let options =
+            EngineOptions { prefill_chunk, block_size, kv_tokens: Some(kv_tokens), ..EngineOptions::default() };
+        let mut engine = engine(cpu(), &fable(), options);
+        assert_eq!(together(&mut engine, &requests), alone, "chunks of {prefill_chunk}");
+        assert_eq!(engine.stats().preemptions > 0, kv_tokens == 160, "{:?}", engine.stats());
     }
 }
 
@@ -103,30 +156,30 @@ fn the_other_models_continue_as_in_transformers() {
 #[test]
 fn a_chat_goes_on_where_it_was() {
     let options = EngineOptions { kv_tokens: Some(512), block_size: 8, ..EngineOptions::default() };
-    let mut engine = engine(&fable(), options);
+    let mut engine = engine(cpu(), &fable(), options);
     let chat = expected(&fable(), "chat");
-    let first = engine.complete(greedy(&chat.prompt, 6)).unwrap();
+    let first = engine.complete(greedy(&chat.prompt, 30)).unwrap();
     let mut next = chat.prompt.clone();
     next.extend(&first.tokens);
-    next.extend(&chat.ids[6..9]);
-    let known = (chat.prompt.len() + 5) / 8 * 8;
+    next.extend(&chat.ids[30..33]);
+    let known = (chat.prompt.len() + 29) / 8 * 8;
     let computed = engine.stats().computed_tokens;
-    let warm = engine.complete(greedy(&next, 3)).unwrap();
+    let warm = engine.complete(greedy(&next, 20)).unwrap();
     assert_eq!(warm.finished.usage.cached_tokens, known);
-    assert_eq!(engine.stats().computed_tokens - computed, (next.len() - known + 2) as u64);
+    assert_eq!(engine.stats().computed_tokens - computed, (next.len() - known + 19) as u64);
     engine.clear_prefix_cache();
-    let cold = engine.complete(greedy(&next, 3)).unwrap();
+    let cold = engine.complete(greedy(&next, 20)).unwrap();
     let parts = |c: &Completion| (c.tokens.clone(), c.logprobs.clone());
     assert_eq!(parts(&warm), parts(&cold));
-    assert_eq!(warm.tokens, chat.ids[9..12]);
+    assert_eq!(warm.tokens, chat.ids[33..53]);
 }
 
 #[test]
 fn a_stop_string_ends_the_tale() {
     let options = EngineOptions { kv_tokens: Some(256), ..EngineOptions::default() };
-    let mut engine = engine(&fable(), options);
+    let mut engine = engine(cpu(), &fable(), options);
     let tale = expected(&fable(), "tale");
-    let stop = Request { stop: vec!["iful and b".into()], ..greedy(&tale.prompt, TOKENS) };
+    let stop = Request { stop: vec!["iful and b".into()], ..greedy(&tale.prompt, 64) };
     let answer = engine.complete(stop).unwrap();
     assert_eq!(answer.text, " a very beaut");
     assert_eq!(answer.finished.reason, FinishReason::StopString("iful and b".into()));
