@@ -66,7 +66,7 @@ impl Grouped {
         if !widths.contains(&bits) {
             return refuse(format!("expected codes of {widths:?} bits, found {bits}"));
         }
-        let expected = rows * stride(cols, bits);
+        let expected = rows.saturating_mul(stride(cols, bits));
         if codes.len() != expected {
             return refuse(format!(
                 "expected {expected} bytes of codes ([{rows}, {cols}], {bits} bits), found {}",
@@ -191,7 +191,7 @@ pub fn pack(codes: &[u8], cols: usize, bits: u32) -> Vec<u8> {
 
 /// Bytes of a row: whole 32-bit words.
 fn stride(cols: usize, bits: u32) -> usize {
-    (cols * bits as usize).div_ceil(32) * 4
+    cols.saturating_mul(bits as usize).div_ceil(32).saturating_mul(4)
 }
 
 fn mask(bits: u32) -> u8 {

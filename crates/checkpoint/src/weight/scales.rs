@@ -52,8 +52,8 @@ impl Scales {
             return Err(Error::invalid("scales", format!("block {block:?} is empty")));
         }
         let across = cols.div_ceil(block.1);
-        let stride = (across * kind.bits()).div_ceil(8);
-        let expected = rows.div_ceil(block.0) * stride;
+        let stride = across.saturating_mul(kind.bits()).div_ceil(8);
+        let expected = rows.div_ceil(block.0).saturating_mul(stride);
         if data.len() != expected {
             let why = format!(
                 "expected {expected} bytes ({kind:?}, one for each {} x {} of [{rows}, {cols}]), found {}",
@@ -110,7 +110,8 @@ impl Scales {
     }
 
     fn fits(&self, rows: usize, cols: usize) -> bool {
-        self.across == cols.div_ceil(self.block.1) && self.data.len() == rows.div_ceil(self.block.0) * self.stride
+        self.across == cols.div_ceil(self.block.1)
+            && self.data.len() == rows.div_ceil(self.block.0).saturating_mul(self.stride)
     }
 }
 

@@ -167,6 +167,23 @@ fn super_blocks() {
     let map = ValueMap::Table(Box::new(table));
     let iq4 = row(Grouped::new([1, 256], 4, pack(&codes, 256, 4).into(), map, scale, None).unwrap());
     assert_eq!((iq4[0], iq4[47], iq4[64]), (-127.0 * -64.0, 113.0 * 62.0, 0.0));
+    // Q2_K: 4-bit scales and minimums of 16 weights; as many bytes as on disk.
+    let quarter: Vec<u8> = codes.iter().map(|c| c % 4).collect();
+    let nibbles = |f: fn(u8) -> u8| (0..8).map(|i| f(2 * i) | f(2 * i + 1) << 4).collect::<Vec<u8>>();
+    let q2_k = Grouped::new(
+        [1, 256],
+        2,
+        pack(&quarter, 256, 2).into(),
+        ValueMap::Integer(Zero::Constant(0)),
+        tree(ScaleType::U4, 16, &nibbles(|i| i), 0.5),
+        Some(tree(ScaleType::U4, 16, &nibbles(|i| 15 - i), -0.25)),
+    )
+    .unwrap();
+    assert_eq!(q2_k.bytes(), 84);
+    for (i, value) in row(q2_k).iter().enumerate() {
+        let j = (i / 16) as f32;
+        assert_eq!(*value, 0.5 * j * f32::from(quarter[i]) - 0.25 * (15.0 - j), "{i}");
+    }
 }
 
 #[test]

@@ -122,10 +122,11 @@ fn multiply(x: &mut [f32], scale: Option<&[f32]>) {
     }
 }
 
-/// Multiplies each `block` consecutive values by the natural-order Hadamard matrix over sqrt(block), its own inverse.
+/// Multiplies each `block` consecutive values by the natural-order Hadamard matrix over sqrt(block), its own inverse. `block` is a power of
+/// two; what is left over after the last whole block stays as it is.
 pub fn hadamard(x: &mut [f32], block: usize) {
     let norm = (1.0 / (block as f64).sqrt()) as f32;
-    for x in x.chunks_exact_mut(block) {
+    for x in x.chunks_exact_mut(block.max(1)) {
         let mut stride = 1;
         while stride < block {
             for pair in x.chunks_exact_mut(2 * stride) {
