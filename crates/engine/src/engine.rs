@@ -368,3 +368,7 @@ impl Active {
 fn fresh_seed() -> u64 {
     std::collections::hash_map::RandomState::new().build_hasher().finish() >> 11
 }
+
+#[cfg(test)]
+#[path = "tests/engine.rs"]
+mod tests;

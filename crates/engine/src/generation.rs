@@ -22,6 +22,8 @@ pub struct Generation {
     ends: Vec<u32>,
     generated: usize,
     decoder: Option<StreamDecoder>,
+    /// The prompt's text that the decoder still holds: not part of the answer unless the answer's bytes change it.
+    inherited: String,
     stops: StopMatcher,
     /// Counts of tokens for penalties, and where each token's are.
     seen: Vec<Seen>,
@@ -50,6 +52,7 @@ impl Generation {
             }
             decoder
         });
+        let inherited = decoder.clone().and_then(|mut d| d.finish()).unwrap_or_default();
         let mut new = Self {
             id,
             sampling: request.sampling.clone(),
@@ -59,6 +62,7 @@ impl Generation {
             ends,
             generated: 0,
             decoder,
+            inherited,
             stops: StopMatcher::new(request.stop.clone()),
             seen: Vec::new(),
             places: HashMap::new(),
@@ -115,6 +119,7 @@ impl Generation {
     /// The answer has ended: text that was held back. Nothing once a stop string was found.
     pub fn finish(&mut self) -> String {
         let rest = self.decoder.as_mut().and_then(StreamDecoder::finish).unwrap_or_default();
+        let rest = self.own(rest);
         let (mut text, stop) = self.stops.push(&rest);
         if stop.is_none() {
             text.push_str(&self.stops.finish());
@@ -127,12 +132,19 @@ impl Generation {
             return (String::new(), Some(FinishReason::StopToken(token)));
         }
         let Some(piece) = self.decoder.as_mut().and_then(|d| d.push(token)) else { return (String::new(), None) };
+        let piece = self.own(piece);
         let (text, stop) = self.stops.push(&piece);
         if stop.is_some() {
             // Bytes of a character after the stop string are not part of the answer.
             self.decoder = None;
         }
         (text, stop.map(FinishReason::StopString))
+    }
+
+    /// The part of a piece that is the answer's.
+    fn own(&mut self, piece: String) -> String {
+        let inherited = std::mem::take(&mut self.inherited);
+        piece.strip_prefix(&inherited).map(str::to_owned).unwrap_or(piece)
     }
 
     fn seen(&mut self, token: u32) -> &mut Seen {

@@ -8,6 +8,10 @@
 //!
 //! Only the engine knows that there is a device; everything else is tested without one.
 
+// So that tests in here share helpers with those outside.
+#[cfg(test)]
+extern crate self as marlin_engine;
+
 mod block_pool;
 mod engine;
 mod error;

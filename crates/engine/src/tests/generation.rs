@@ -92,3 +92,28 @@ fn draws_and_counts_follow_the_answer() {
     let seen = |token, prompt, answer| Seen { token, prompt, answer };
     assert_eq!(row.seen, [seen(0, 2, 0), seen(1, 1, 1), seen(4, 0, 2)]);
 }
+
+/// Tokens of single bytes, as SentencePiece has them: a, and the bytes of U+65E5.
+#[test]
+fn what_the_decoder_holds_of_the_prompt_is_not_told() {
+    let json = r#"{"version":"1.0","truncation":null,"padding":null,"normalizer":null,"post_processor":null,
+        "added_tokens":[],"pre_tokenizer":null,
+        "decoder":{"type":"Sequence","decoders":[{"type":"ByteFallback"},{"type":"Fuse"}]},
+        "model":{"type":"BPE","dropout":null,"unk_token":null,"continuing_subword_prefix":null,
+        "end_of_word_suffix":null,"fuse_unk":false,"byte_fallback":true,"ignore_merges":false,
+        "vocab":{"a":0,"<0xE6>":1,"<0x97>":2,"<0xA5>":3},"merges":[]}}"#;
+    let t = Tokenizer::from_bytes("test", json.as_bytes(), None).unwrap();
+    let told = |prompt: &[u32], answer: &[u32]| {
+        let mut g = Generation::new(RequestId(1), &Request::new(prompt.to_vec()), 9, &[], 4, 0, Some(&t));
+        let mut text: String = answer.iter().map(|token| g.accept(sample(*token)).0.text).collect();
+        text.push_str(&g.finish());
+        text
+    };
+    // A whole character in the prompt, which the decoder holds because more bytes could follow.
+    assert_eq!(told(&[0, 1, 2, 3], &[0]), "a");
+    assert_eq!(told(&[0, 1, 2, 3], &[1, 2, 3, 0]), "日a");
+    assert_eq!(told(&[0, 1, 2, 3], &[]), "");
+    // One that the answer completes, and one that it does not.
+    assert_eq!(told(&[0, 1, 2], &[3, 0]), "日a");
+    assert_eq!(told(&[0, 1, 2], &[0]), "a");
+}
