@@ -227,3 +227,26 @@ fn hostile_templates_end_in_an_error() {
     assert_eq!(deep.render(&[], &ChatOptions::default()).unwrap(), "ok");
     assert!(started.elapsed().as_secs() < 60, "took {:?}", started.elapsed());
 }
+
+/// minijinja's own backward slices panic over these.
+#[test]
+fn backward_slices() {
+    let render = |source: &str| template(source).render(&[], &ChatOptions::default());
+    for (source, expected) in [
+        ("{{ messages[::-1] | length }}", "0"),
+        ("{% for m in messages[::-1] %}x{% else %}none{% endfor %}", "none"),
+        ("{{ [1, 2, 3][::-1] }}{{ ([1] + [2])[::-1] }}{{ [1, 2, 3, 4][ : : -2] }}", "[3, 2, 1][2, 1][4, 2]"),
+        ("{{ 'abc'[::-1] }}{{ 'abc' [::-1][::-1] }}{{ nothing[::-1] }}", "cbaabc[]"),
+        ("{{ ([3, 1] | sort)[::-1][0] }}{{ {'a': [1, 2]}.a[::-1] }}{{ range(0)[::-1] }}", "3[2, 1][]"),
+    ] {
+        assert_eq!(render(source).unwrap(), expected, "{source}");
+    }
+    let text = |source: &str| match ChatTemplate::find(Some(("t.jinja", source)), None) {
+        Ok(template) => template.unwrap().render(&[], &ChatOptions::default()).unwrap_err().to_string(),
+        Err(error) => error.to_string(),
+    };
+    assert!(text("{{ ''[::-1] }}").contains("an empty text cannot be sliced backwards"));
+    assert!(text("{{ [1, 2][:2:-1] }}").contains("a backward slice between bounds"));
+    assert!(text("{{ [1, 2][::messages] }}").contains("a slice whose step is not a plain number"));
+    assert!(text("{{ [1, 2][::-9223372036854775808] }}").contains("a slice whose step is not a plain number"));
+}

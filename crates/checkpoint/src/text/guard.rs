@@ -14,6 +14,16 @@ pub(super) fn install(env: &mut Environment<'_>) {
     env.add_filter("_spent", limits::spent);
     env.add_filter("_flat", limits::flat);
     env.add_filter("_each", |value: Value, bytes: usize| limits::each(value, bytes));
+    env.add_filter("_some", some);
+}
+
+/// What is sliced backwards: never empty (of none, every slice is the empty list).
+fn some(value: Value) -> Result<Value, Error> {
+    match value.as_str() {
+        Some("") => Err(Error::new(ErrorKind::InvalidOperation, "an empty text cannot be sliced backwards")),
+        Some(_) => Ok(value),
+        None => limits::each(value, 0).map(|v| if v.len() == Some(0) { Value::from(()) } else { v }),
+    }
 }
 
 /// `source` with its operators guarded.
@@ -88,6 +98,31 @@ impl Guard<'_> {
             self.wrap((start + 2, end), &format!("_each({bytes})"), |g| g.expr(items));
         } else {
             self.refused = Some("this way to write a loop");
+        }
+    }
+
+    /// The value of a slice. minijinja computes backward slices with bounds wrongly, and panics over some of them and over
+    /// all of an empty value: `[::-1]` is given something that is not empty, others are refused.
+    fn sliced(&mut self, expr: &ast::Expr<'_>, slice: &ast::Slice<'_>) {
+        let small = |n: &i64| (-1_000_000_000..=1_000_000_000).contains(n);
+        let step = slice.step.as_ref().map(|step| step.as_const().and_then(|v| i64::try_from(v).ok()).filter(small));
+        match step {
+            None | Some(Some(0..)) => self.expr(&slice.expr),
+            Some(None) => self.refused = Some("a slice whose step is not a plain number"),
+            Some(Some(_)) if slice.start.is_some() || slice.stop.is_some() => {
+                self.refused = Some("a backward slice between bounds (only [::-1] and the like)");
+            }
+            Some(Some(_)) => {
+                let from = slice.expr.span().end_offset as usize;
+                let rest = self.source.get(from..).unwrap_or_default();
+                let bracket = rest.trim_start_matches(|c: char| c.is_whitespace() || c == ')');
+                if bracket.starts_with('[') {
+                    let at = from + rest.len() - bracket.len();
+                    self.wrap((chain_start(expr), at), "_some", |g| g.expr(&slice.expr));
+                } else {
+                    self.refused = Some("this way to write a slice");
+                }
+            }
         }
     }
 
@@ -168,7 +203,7 @@ impl Guard<'_> {
                 g.args(&call.args);
             }),
             Expr::Slice(s) => {
-                self.expr(&s.expr);
+                self.sliced(expr, s);
                 all(self, &[&s.start, &s.stop, &s.step]);
             }
             Expr::UnaryOp(u) => self.expr(&u.expr),
