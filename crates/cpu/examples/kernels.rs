@@ -2,27 +2,28 @@
 //! `gemv`, `gemm`, `attention`, `pool` or nothing for all. Every rate is printed with its share of what was measured
 //! as the machine's own.
 
+use marlin_cpu::attention::{KvShape, LatentShape, Sequence, Span, attention, latent_attention};
 use marlin_cpu::linear::{ActsBuf, Job, Out, linears};
-use marlin_cpu::{Cpu, DType, Mat, Mode, bandwidth};
+use marlin_cpu::{Cpu, DType, Mat, Mode, Result, bandwidth};
 use std::time::Instant;
 
 /// The best time of several runs, in seconds.
-fn best(runs: usize, mut f: impl FnMut()) -> f64 {
-    f();
-    (0..runs)
-        .map(|_| {
-            let start = Instant::now();
-            f();
-            start.elapsed().as_secs_f64()
-        })
-        .fold(f64::INFINITY, f64::min)
+fn best(runs: usize, mut f: impl FnMut() -> Result<()>) -> Result<f64> {
+    f()?;
+    let mut best = f64::INFINITY;
+    for _ in 0..runs {
+        let start = Instant::now();
+        f()?;
+        best = best.min(start.elapsed().as_secs_f64());
+    }
+    Ok(best)
 }
 
 fn bf16_bytes(n: usize) -> Vec<u8> {
     (0..n).flat_map(|i| (0x3c00u16 | (i * 37 % 256) as u16 | ((i as u16 & 8) << 12)).to_le_bytes()).collect()
 }
 
-fn gemv(cpu: &Cpu, bandwidth: f64) {
+fn gemv(cpu: &Cpu, bandwidth: f64) -> Result<()> {
     for dtype in [DType::Bf16, DType::F16, DType::F32] {
         for (n, k) in [(3072, 1024), (1024, 3072), (2048, 1024), (1024, 2048), (151_936, 1024)] {
             if n > 100_000 && dtype != DType::Bf16 {
@@ -38,11 +39,12 @@ fn gemv(cpu: &Cpu, bandwidth: f64) {
                 let mut buf = ActsBuf::default();
                 let t = best(4, || {
                     for c in 0..copies {
-                        let w = Mat::new(&data[c * size..], dtype, n, k).expect("shape");
-                        let acts = buf.prepare(cpu, mode, &x, m, k, k).expect("shape");
-                        linears(cpu, &[Job::new(acts, w, Out::new(&mut out, n))]).expect("shape");
+                        let w = Mat::new(&data[c * size..], dtype, n, k)?;
+                        let acts = buf.prepare(cpu, mode, &x, m, k, k)?;
+                        linears(cpu, &[Job::new(acts, w, Out::new(&mut out, n))])?;
                     }
-                });
+                    Ok(())
+                })?;
                 let rate = (copies * size) as f64 / t;
                 println!(
                     "gemv {dtype:?} {mode:?} m={m:<2} {n}x{k}: {:.1} GB/s, {:.0}% of bandwidth",
@@ -52,21 +54,24 @@ fn gemv(cpu: &Cpu, bandwidth: f64) {
             }
         }
     }
+    Ok(())
 }
 
-fn gemm(cpu: &Cpu, peak: (f64, f64)) {
-    for (mode, dtype) in [(Mode::Fast, DType::Bf16), (Mode::Fast, DType::F16), (Mode::Exact, DType::Bf16), (Mode::Exact, DType::F32)] {
+fn gemm(cpu: &Cpu, peak: (f64, f64)) -> Result<()> {
+    for (mode, dtype) in
+        [(Mode::Fast, DType::Bf16), (Mode::Fast, DType::F16), (Mode::Exact, DType::Bf16), (Mode::Exact, DType::F32)]
+    {
         for (n, k) in [(3072, 1024), (1024, 3072), (2048, 1024), (4096, 4096)] {
             for m in [32, 128, 512] {
                 let data = bf16_bytes(n * k * dtype.size() / 2);
-                let w = Mat::new(&data, dtype, n, k).expect("shape");
+                let w = Mat::new(&data, dtype, n, k)?;
                 let x = vec![0.5f32; m * k];
                 let mut out = vec![0.0f32; m * n];
                 let mut buf = ActsBuf::default();
                 let t = best(8, || {
-                    let acts = buf.prepare(cpu, mode, &x, m, k, k).expect("shape");
-                    linears(cpu, &[Job::new(acts, w, Out::new(&mut out, n))]).expect("shape");
-                });
+                    let acts = buf.prepare(cpu, mode, &x, m, k, k)?;
+                    linears(cpu, &[Job::new(acts, w, Out::new(&mut out, n))])
+                })?;
                 let rate = 2.0 * (m * n * k) as f64 / t;
                 let top = if cpu.rounds(mode, dtype) { peak.1 } else { peak.0 };
                 println!(
@@ -77,18 +82,73 @@ fn gemm(cpu: &Cpu, peak: (f64, f64)) {
             }
         }
     }
+    Ok(())
 }
 
-fn pool(cpu: &Cpu) {
+/// Qwen3-0.6B's attention (16 heads, 8 of keys and values, 128 each) and GLM-4.7-Flash's (20 heads, latents of 512 + 64).
+fn attention_of_models(cpu: &Cpu, bandwidth: f64, peak: (f64, f64)) -> Result<()> {
+    const LAYERS: usize = 28;
+    let shape = KvShape { kv_heads: 8, k_dim: 128, v_dim: 128, block: 32, dtype: DType::Bf16 };
+    for mode in [Mode::Fast, Mode::Exact] {
+        for (rows, context) in [(1, 1000), (1, 8000), (4, 1000), (512, 512), (512, 2048)] {
+            let blocks = context / 32 + 1;
+            let layers = if rows == 1 { LAYERS } else { 1 };
+            let k = bf16_bytes(layers * blocks * shape.k_block_bytes() / 2);
+            let v = bf16_bytes(layers * blocks * shape.v_block_bytes() / 2);
+            let q = vec![0.01f32; rows * 16 * 128];
+            let mut out = vec![0.0f32; rows * 16 * 128];
+            let t = best(6, || {
+                for layer in 0..layers {
+                    let table: Vec<u32> = (0..blocks).map(|b| (layer * blocks + b) as u32).collect();
+                    let seq = [Sequence { span: Span { row: 0, rows, start: context - rows }, table: &table }];
+                    attention(cpu, mode, shape, &k, &v, &q, 2048, 16, &seq, 0.088, &mut out, 2048)?;
+                }
+                Ok(())
+            })?;
+            let bytes = (layers * context * 8 * 128 * 2 * 2) as f64;
+            let pairs = (context * rows - rows * (rows - 1) / 2) as f64;
+            let flops = layers as f64 * pairs * 16.0 * 128.0 * 4.0;
+            let top = if mode == Mode::Fast { peak.1 } else { peak.0 };
+            println!(
+                "attention {mode:?} {rows} rows, context {context}: {:.0} us a layer, {:.1} GB/s ({:.0}%), {:.0} GFLOP/s ({:.0}%)",
+                t / layers as f64 * 1e6,
+                bytes / t / 1e9,
+                100.0 * bytes / t / bandwidth,
+                flops / t / 1e9,
+                100.0 * flops / t / top
+            );
+        }
+        let shape = LatentShape { rank: 512, rope: 64, block: 32, dtype: DType::Bf16 };
+        let pool = bf16_bytes(32 * shape.block_bytes() / 2);
+        let table: Vec<u32> = (0..32).collect();
+        for rows in [1, 16] {
+            let (lat, pe) = (vec![0.01f32; rows * 20 * 512], vec![0.01f32; rows * 20 * 64]);
+            let mut out = vec![0.0f32; rows * 20 * 512];
+            let seq = [Sequence { span: Span { row: 0, rows, start: 1000 - rows }, table: &table }];
+            let t = best(10, || latent_attention(cpu, mode, shape, &pool, &lat, &pe, 64, 20, &seq, 0.06, &mut out))?;
+            let flops = (rows * 1000 * 20 * (576 + 512) * 2) as f64;
+            println!(
+                "latent attention {mode:?} {rows} rows, context 1000: {:.0} us, {:.0} GFLOP/s",
+                t * 1e6,
+                flops / t / 1e9
+            );
+        }
+    }
+    Ok(())
+}
+
+fn pool(cpu: &Cpu) -> Result<()> {
     let t = best(20, || {
         for _ in 0..1000 {
             cpu.pool().run(cpu.pool().threads(), &|_| {});
         }
-    });
+        Ok(())
+    })?;
     println!("pool: {:.0} ns for an empty region of {} threads", t * 1e6, cpu.pool().threads());
+    Ok(())
 }
 
-fn main() {
+fn main() -> Result<()> {
     let sections: Vec<String> = std::env::args().skip(1).collect();
     let wanted = |name: &str| sections.is_empty() || sections.iter().any(|s| s == name);
     let cpu = Cpu::new(0);
@@ -103,12 +163,16 @@ fn main() {
         peak.1 / 1e9
     );
     if wanted("pool") {
-        pool(&cpu);
+        pool(&cpu)?;
     }
     if wanted("gemv") {
-        gemv(&cpu, bandwidth);
+        gemv(&cpu, bandwidth)?;
     }
     if wanted("gemm") {
-        gemm(&cpu, peak);
+        gemm(&cpu, peak)?;
     }
+    if wanted("attention") {
+        attention_of_models(&cpu, bandwidth, peak)?;
+    }
+    Ok(())
 }

@@ -111,9 +111,7 @@ pub fn read_bytes_per_second(cpu: &Cpu, bytes: usize) -> f64 {
             let start = Instant::now();
             cpu.pool.run(region.len / PIECE, &|i| {
                 // SAFETY: a piece of the mapping; nobody writes.
-                let sum = unsafe {
-                    simd::run(cpu.level, Read { from: { from }.0.add(i * PIECE), len: PIECE, walk })
-                };
+                let sum = unsafe { simd::run(cpu.level, Read { from: { from }.0.add(i * PIECE), len: PIECE, walk }) };
                 black_box(sum);
             });
             best = best.max(region.len as f64 / start.elapsed().as_secs_f64());

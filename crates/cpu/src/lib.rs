@@ -9,6 +9,8 @@
 //! [`Mode::Exact`] the order is also the same on every level, so results are equal bit for bit across machines.
 
 #![allow(unsafe_code)]
+// Register tiles are arrays indexed by constants, several at a time; iterators would hide which.
+#![allow(clippy::needless_range_loop)]
 
 pub mod attention;
 mod backend;

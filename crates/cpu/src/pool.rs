@@ -125,13 +125,14 @@ impl Shared {
                 continue;
             }
             turns += 1;
-            if turns % 32 != 0 || since.elapsed() < SPIN {
+            if !turns.is_multiple_of(32) || since.elapsed() < SPIN {
                 std::hint::spin_loop();
                 continue;
             }
             self.sleeping[me].store(true, Ordering::SeqCst);
             let s = self.state.load(Ordering::SeqCst);
-            if !(s / EPOCH != seen && s & OPEN != 0) && !self.stop.load(Ordering::SeqCst) {
+            let nothing = s / EPOCH == seen || s & OPEN == 0;
+            if nothing && !self.stop.load(Ordering::SeqCst) {
                 thread::park();
             }
             self.sleeping[me].store(false, Ordering::SeqCst);
@@ -196,7 +197,7 @@ impl Pool {
         // SAFETY: we hold the lock and the last region was closed and left, so nobody reads this now.
         unsafe { *shared.region.get() = region };
         let epoch = shared.state.load(Ordering::Relaxed) / EPOCH + 1;
-        shared.state.store((epoch % (1 << 32)) * EPOCH | OPEN, Ordering::SeqCst);
+        shared.state.store(((epoch % (1 << 32)) * EPOCH) | OPEN, Ordering::SeqCst);
         for (i, handle) in self.handles.iter().enumerate() {
             if shared.sleeping[i + 1].load(Ordering::SeqCst) {
                 handle.unpark();
@@ -208,7 +209,7 @@ impl Pool {
         let mut since = None;
         while shared.state.load(Ordering::Acquire) & INSIDE != 0 {
             turns += 1;
-            if turns % 64 == 0 && since.get_or_insert_with(Instant::now).elapsed() > WAIT {
+            if turns.is_multiple_of(64) && since.get_or_insert_with(Instant::now).elapsed() > WAIT {
                 thread::yield_now();
             } else {
                 std::hint::spin_loop();
@@ -273,9 +274,8 @@ fn physical_cores() -> Option<usize> {
         let mut value: libc::c_int = 0;
         let mut size = std::mem::size_of::<libc::c_int>();
         // SAFETY: the name ends in zero, and the value and its size are ours and of the size that we say.
-        let rc = unsafe {
-            libc::sysctlbyname(name.as_ptr(), (&raw mut value).cast(), &mut size, std::ptr::null_mut(), 0)
-        };
+        let rc =
+            unsafe { libc::sysctlbyname(name.as_ptr(), (&raw mut value).cast(), &mut size, std::ptr::null_mut(), 0) };
         (rc == 0 && value > 0).then_some(value as usize)
     })
 }

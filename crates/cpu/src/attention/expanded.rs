@@ -12,17 +12,25 @@ use crate::{Cpu, DType, Mode};
 pub struct Expanded<'a> {
     /// Key of head h at position p: `k[p * k_ld + h * k_head_ld..][..k_width]`.
     pub k: &'a [f32],
+    /// Values from position to position.
     pub k_ld: usize,
+    /// Values from head to head.
     pub k_head_ld: usize,
+    /// Values of a key of its own head.
     pub k_width: usize,
     /// Shared part at position p: `pe[p * pe_ld..][..pe_width]`.
     pub pe: &'a [f32],
+    /// Values from position to position.
     pub pe_ld: usize,
+    /// Values that all heads share.
     pub pe_width: usize,
     /// Value of head h at position p: `v[p * v_ld + h * v_head_ld..][..v_width]`.
     pub v: &'a [f32],
+    /// Values from position to position.
     pub v_ld: usize,
+    /// Values from head to head.
     pub v_head_ld: usize,
+    /// Values of a value.
     pub v_width: usize,
 }
 

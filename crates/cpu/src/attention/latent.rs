@@ -33,7 +33,7 @@ impl LatentShape {
 
     fn check(&self, op: &'static str) -> Result<()> {
         at_least(op, "tokens of a block", 1, self.block)?;
-        if self.width() % 2 != 0 {
+        if !self.width().is_multiple_of(2) {
             let found = self.width();
             return Err(Error { op, what: "elements of a token, even", expected: found + 1, found });
         }

@@ -81,8 +81,13 @@ pub fn append(
 ) -> Result<()> {
     const OP: &str = "append to the cache";
     shape.check(OP)?;
-    let rows = rows_in(OP, "values from key to key", k.len(), shape.kv_heads * shape.k_dim, k_ld)?
-        .min(rows_in(OP, "values from value to value", v.len(), shape.kv_heads * shape.v_dim, v_ld)?);
+    let rows = rows_in(OP, "values from key to key", k.len(), shape.kv_heads * shape.k_dim, k_ld)?.min(rows_in(
+        OP,
+        "values from value to value",
+        v.len(),
+        shape.kv_heads * shape.v_dim,
+        v_ld,
+    )?);
     let blocks = (k_pool.len() / shape.k_block_bytes().max(1)).min(v_pool.len() / shape.v_block_bytes().max(1));
     check(OP, seqs, rows, shape.block, blocks)?;
     let (to_k, to_v) = (Shared::of(k_pool), Shared::of(v_pool));
@@ -139,8 +144,13 @@ pub fn attention(
     shape.check(OP)?;
     let group = heads / shape.kv_heads;
     same(OP, "query heads, a multiple of the key/value heads", group.max(1) * shape.kv_heads, heads)?;
-    let rows = rows_in(OP, "values from query row to query row", q.len(), heads * shape.k_dim, q_ld)?
-        .min(rows_in(OP, "values from output row to output row", out.len(), heads * shape.v_dim, out_ld)?);
+    let rows = rows_in(OP, "values from query row to query row", q.len(), heads * shape.k_dim, q_ld)?.min(rows_in(
+        OP,
+        "values from output row to output row",
+        out.len(),
+        heads * shape.v_dim,
+        out_ld,
+    )?);
     let blocks = (k_pool.len() / shape.k_block_bytes().max(1)).min(v_pool.len() / shape.v_block_bytes().max(1));
     check(OP, seqs, rows, shape.block, blocks)?;
     let q = Part { ptr: Shared(q.as_ptr().cast_mut()), row_ld: q_ld, head_ld: shape.k_dim, width: shape.k_dim };

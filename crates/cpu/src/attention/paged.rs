@@ -57,7 +57,7 @@ impl KvShape {
         if !self.block.is_power_of_two() || self.block < 2 {
             return Err(Error { op, what: "tokens of a block, a power of two", expected: 32, found: self.block });
         }
-        if self.k_dim % 2 != 0 {
+        if !self.k_dim.is_multiple_of(2) {
             return Err(Error { op, what: "elements of a key, even", expected: self.k_dim + 1, found: self.k_dim });
         }
         at_least(op, "key/value heads", 1, self.kv_heads)
@@ -77,7 +77,7 @@ pub(super) struct PagedSource<'a> {
 impl PagedSource<'_> {
     /// Whether tiles can be read where they lie.
     fn direct(shape: &KvShape) -> bool {
-        shape.block % TILE == 0 && shape.v_dim % LANES == 0
+        shape.block.is_multiple_of(TILE) && shape.v_dim.is_multiple_of(LANES)
     }
 
     pub(super) fn bytes(shape: &KvShape) -> usize {
@@ -94,7 +94,10 @@ impl PagedSource<'_> {
         let head = s.block * s.dtype.size() * self.head;
         // SAFETY: the caller checked the table against the pool.
         unsafe {
-            (self.k.add(block * s.k_block_bytes() + head * s.k_dim), self.v.add(block * s.v_block_bytes() + head * s.v_dim))
+            (
+                self.k.add(block * s.k_block_bytes() + head * s.k_dim),
+                self.v.add(block * s.v_block_bytes() + head * s.v_dim),
+            )
         }
     }
 }

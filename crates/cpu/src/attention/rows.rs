@@ -1,9 +1,9 @@
 //! Tiles from keys and values that lie row by row: latent caches and materialised keys and values.
 
 use super::core::{Source, TILE, Tile};
+use crate::DType;
 use crate::linear::{Elem, F16};
 use crate::simd::{LANES, Simd, load_some};
-use crate::DType;
 
 /// Where the rows of a position are.
 #[derive(Clone, Copy)]
@@ -96,7 +96,11 @@ unsafe fn put<S: Simd>(from: *const u8, dtype: DType, n: usize, pairs: bool, to:
             let size = if pairs { 2 } else { 4 };
             if some < LANES {
                 let mut last = [0u8; LANES * 4];
-                if pairs { S::store_bf16(last.as_mut_ptr(), v) } else { S::store(last.as_mut_ptr().cast(), v) }
+                if pairs {
+                    S::store_bf16(last.as_mut_ptr(), v)
+                } else {
+                    S::store(last.as_mut_ptr().cast(), v)
+                }
                 std::ptr::copy_nonoverlapping(last.as_ptr(), to.add(i * size), some * size);
             } else if pairs {
                 S::store_bf16(to.add(i * 2), v);

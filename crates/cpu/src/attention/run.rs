@@ -187,8 +187,11 @@ impl<T: Source> Task<'_, T> {
         let stage = take(mem, self.q_ld).cast::<f32>();
         let pos = take(mem, r * 8).cast::<usize>();
         let work = take(mem, WORK);
-        let state =
-            State { m: take(mem, r * 4).cast(), l: take(mem, r * LANES * 4).cast(), acc: take(mem, r * v_pad * 4).cast() };
+        let state = State {
+            m: take(mem, r * 4).cast(),
+            l: take(mem, r * LANES * 4).cast(),
+            acc: take(mem, r * v_pad * 4).cast(),
+        };
         let total = take(mem, r * pr.state() * 4).cast::<f32>();
         let scratch = *mem;
         // SAFETY: `run` has made room for these parts; the fields' promises.
@@ -207,7 +210,11 @@ impl<T: Source> Task<'_, T> {
                 while e < k_dim {
                     let some = LANES.min(k_dim - e);
                     let v = load_some::<S>(stage.add(e), some);
-                    if K::ROUNDED { S::store_bf16(to.add(e * 2), v) } else { S::store(to.add(e * 4).cast(), v) }
+                    if K::ROUNDED {
+                        S::store_bf16(to.add(e * 2), v)
+                    } else {
+                        S::store(to.add(e * 4).cast(), v)
+                    }
                     e += some;
                 }
             }
@@ -215,8 +222,7 @@ impl<T: Source> Task<'_, T> {
             for i in 0..r {
                 *total.add(i * pr.state()) = f32::NEG_INFINITY;
             }
-            let queries =
-                Queries { q, q_ld: self.q_ld, pos, r, k_dim, v_pad, scale: pr.scale, work, scratch };
+            let queries = Queries { q, q_ld: self.q_ld, pos, r, k_dim, v_pad, scale: pr.scale, work, scratch };
             let chunks = match self.only {
                 Some(c) => c..c + 1,
                 None => 0..piece.chunks(),
@@ -262,7 +268,11 @@ unsafe fn finish<S: Simd>(pr: &Problem, piece: Piece, i: usize, total: *const f3
         while d < pr.out.width {
             let some = LANES.min(pr.out.width - d);
             let v = S::mul(S::load(total.add(LANES + d)), inverse);
-            if some == LANES { S::store(out.add(d), v) } else { store_some::<S>(out.add(d), some, v) }
+            if some == LANES {
+                S::store(out.add(d), v)
+            } else {
+                store_some::<S>(out.add(d), some, v)
+            }
             d += some;
         }
     }

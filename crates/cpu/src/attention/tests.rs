@@ -50,20 +50,26 @@ impl Case {
         }
         let mut k_pool = vec![0xffu8; blocks * s.k_block_bytes()];
         let mut v_pool = vec![0xffu8; blocks * s.v_block_bytes()];
-        let (heads, qw, kw, vw) = (
-            s.kv_heads * self.group,
-            s.kv_heads * self.group * s.k_dim,
-            s.kv_heads * s.k_dim,
-            s.kv_heads * s.v_dim,
-        );
+        let (heads, qw, kw, vw) =
+            (s.kv_heads * self.group, s.kv_heads * self.group * s.k_dim, s.kv_heads * s.k_dim, s.kv_heads * s.v_dim);
         let ow = heads * s.v_dim;
         let mut out = vec![f32::NAN; self.n * ow];
         let mut start = 0;
         for &rows in steps {
             let end = start + rows;
             let seq = [Sequence { span: Span { row: 0, rows, start }, table: &table }];
-            append(cpu, s, &mut k_pool, &mut v_pool, &self.k[start * kw..end * kw], kw, &self.v[start * vw..end * vw], vw, &seq)
-                .unwrap();
+            append(
+                cpu,
+                s,
+                &mut k_pool,
+                &mut v_pool,
+                &self.k[start * kw..end * kw],
+                kw,
+                &self.v[start * vw..end * vw],
+                vw,
+                &seq,
+            )
+            .unwrap();
             let (q, o) = (&self.q[start * qw..end * qw], &mut out[start * ow..end * ow]);
             attention(cpu, mode, s, &k_pool, &v_pool, q, qw, heads, &seq, 0.3, o, ow).unwrap();
             start = end;
@@ -110,7 +116,12 @@ fn agrees_with_f64_for_every_shape() {
                             for head in [0, kv_heads * group - 1] {
                                 let got = &out[(i * kv_heads * group + head) * v_dim..][..v_dim];
                                 let what = format!("{} {shape:?} {mode:?}", cpu.level());
-                                assert_close(got, &case.want(i, head, rounded), if rounded { 6e-3 } else { 2e-5 }, &what);
+                                assert_close(
+                                    got,
+                                    &case.want(i, head, rounded),
+                                    if rounded { 6e-3 } else { 2e-5 },
+                                    &what,
+                                );
                             }
                         }
                     }
@@ -136,7 +147,12 @@ fn steps_blocks_and_threads_do_not_change_a_bit() {
                 for mode in [Mode::Exact, Mode::Fast] {
                     let whole = case.run(&cpu, mode, &[n], false);
                     assert!(whole.iter().all(|x| x.is_finite()));
-                    assert_eq!(whole, case.run(&five, mode, &vec![1; n], true), "decode {dtype:?} {mode:?} {}", cpu.level());
+                    assert_eq!(
+                        whole,
+                        case.run(&five, mode, &vec![1; n], true),
+                        "decode {dtype:?} {mode:?} {}",
+                        cpu.level()
+                    );
                     for step in [3, 17, 32, 100] {
                         let mut steps = vec![step; n / step];
                         steps.extend((n % step > 0).then_some(n % step));
@@ -223,7 +239,9 @@ fn latent_attention_agrees_and_is_invariant() {
     let mut rng = Rng(14);
     for cpu in levels() {
         for dtype in TYPES {
-            for (rank, rope, heads, block, n) in [(32, 8, 4, 32, 70), (40, 16, 3, 4, 33), (128, 32, 5, 1, 20), (64, 0, 13, 16, 40)] {
+            for (rank, rope, heads, block, n) in
+                [(32, 8, 4, 32, 70), (40, 16, 3, 4, 33), (128, 32, 5, 1, 20), (64, 0, 13, 16, 40)]
+            {
                 let shape = LatentShape { rank, rope, block, dtype };
                 let (c, pe) = (rng.vec(n * rank), rng.vec(n * (rope + 1)));
                 let (q_lat, q_pe) = (rng.vec(n * heads * rank), rng.vec(n * heads * (rope + 2)));
@@ -235,12 +253,30 @@ fn latent_attention_agrees_and_is_invariant() {
                     for start in (0..n).step_by(step) {
                         let rows = step.min(n - start);
                         let seq = [Sequence { span: Span { row: 0, rows, start }, table: &table }];
-                        append_latent(shape, &mut pool, &c[start * rank..], rank, &pe[start * (rope + 1)..], rope + 1, &seq)
-                            .unwrap();
+                        append_latent(
+                            shape,
+                            &mut pool,
+                            &c[start * rank..],
+                            rank,
+                            &pe[start * (rope + 1)..],
+                            rope + 1,
+                            &seq,
+                        )
+                        .unwrap();
                         let (w, pw) = (heads * rank, heads * (rope + 2));
                         let o = &mut out[start * w..(start + rows) * w];
                         latent_attention(
-                            cpu, mode, shape, &pool, &q_lat[start * w..], &q_pe[start * pw..], rope + 2, heads, &seq, 0.25, o,
+                            cpu,
+                            mode,
+                            shape,
+                            &pool,
+                            &q_lat[start * w..],
+                            &q_pe[start * pw..],
+                            rope + 2,
+                            heads,
+                            &seq,
+                            0.25,
+                            o,
                         )
                         .unwrap();
                     }
@@ -267,7 +303,12 @@ fn latent_attention_agrees_and_is_invariant() {
                         let k: Vec<_> = keys[..=i].iter().map(|k| &k[..]).collect();
                         let v: Vec<_> = keys[..=i].iter().map(|k| &k[..rank]).collect();
                         let tolerance = if rounded { 6e-3 } else { 3e-6 };
-                        assert_close(&whole[(i * heads + h) * rank..][..rank], &naive(&q, &k, &v, 0.25), tolerance, "latent");
+                        assert_close(
+                            &whole[(i * heads + h) * rank..][..rank],
+                            &naive(&q, &k, &v, 0.25),
+                            tolerance,
+                            "latent",
+                        );
                     }
                 }
             }
@@ -303,7 +344,8 @@ fn expanded_attention_agrees_and_is_invariant() {
                     let rows = step.min(n - start);
                     let span = Span { row: 0, rows, start };
                     let q = &q[start * heads * (kw + pw)..];
-                    expanded_attention(&cpu, mode, q, heads, &[(span, e)], 0.3, &mut out[start * heads * vw..]).unwrap();
+                    expanded_attention(&cpu, mode, q, heads, &[(span, e)], 0.3, &mut out[start * heads * vw..])
+                        .unwrap();
                 }
                 out
             };
@@ -327,7 +369,12 @@ fn expanded_attention_agrees_and_is_invariant() {
                     let values: Vec<_> = values.iter().map(|k| &k[..]).collect();
                     let q = r(&q[(i * heads + h) * (kw + pw)..][..kw + pw]);
                     let tolerance = if rounded { 6e-3 } else { 3e-6 };
-                    assert_close(&whole[(i * heads + h) * vw..][..vw], &naive(&q, &keys, &values, 0.3), tolerance, "expanded");
+                    assert_close(
+                        &whole[(i * heads + h) * vw..][..vw],
+                        &naive(&q, &keys, &values, 0.3),
+                        tolerance,
+                        "expanded",
+                    );
                 }
             }
         }

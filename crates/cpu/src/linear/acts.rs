@@ -46,15 +46,8 @@ impl ActsBuf {
     ) -> Result<Acts<'a>> {
         at_least("activations", "values from row to row", k, stride)?;
         at_least("activations", "values", if m == 0 { 0 } else { (m - 1) * stride + k }, x.len())?;
-        let mut acts = Acts {
-            x: x.as_ptr(),
-            x_ld: stride,
-            x16: std::ptr::null(),
-            x16_ld: row_bytes(k),
-            m,
-            k,
-            life: PhantomData,
-        };
+        let mut acts =
+            Acts { x: x.as_ptr(), x_ld: stride, x16: std::ptr::null(), x16_ld: row_bytes(k), m, k, life: PhantomData };
         if mode == Mode::Fast && cpu.level.has_bf16() {
             let out = Shared(self.0.reserve(m * acts.x16_ld));
             let rows = 1.max((32 << 10) / k.max(1));

@@ -11,16 +11,22 @@ use crate::{Cpu, Error, Mat, Mode, Result};
 /// The weights of one expert: gate and up `[inner, hidden]`, down `[hidden, inner]`.
 #[derive(Clone, Copy)]
 pub struct Expert<'a> {
+    /// `[inner, hidden]`.
     pub gate: Mat<'a>,
+    /// `[inner, hidden]`.
     pub up: Mat<'a>,
+    /// `[hidden, inner]`.
     pub down: Mat<'a>,
 }
 
 /// Which experts each of `m` tokens takes, and with what weight: both `[m, slots]`.
 #[derive(Clone, Copy)]
 pub struct Route<'a> {
+    /// Numbers of experts `[m, slots]`.
     pub experts: &'a [u32],
+    /// Their weights `[m, slots]`.
     pub weights: &'a [f32],
+    /// Experts of a token.
     pub slots: usize,
 }
 
@@ -86,7 +92,9 @@ pub fn experts(
     for &e in route.experts {
         match starts.get_mut(e as usize + 1) {
             Some(count) => *count += 1,
-            None => return Err(Error { op: OP, what: "number of an expert", expected: experts.len(), found: e as usize }),
+            None => {
+                return Err(Error { op: OP, what: "number of an expert", expected: experts.len(), found: e as usize });
+            }
         }
     }
     for e in 0..experts.len() {

@@ -51,7 +51,7 @@ pub(crate) fn scratch_bytes(k: usize) -> usize {
 /// Bytes of a widened row: not a multiple of a page, so that rows do not compete for the same sets of the cache.
 fn wide_row(k: usize) -> usize {
     let bytes = k.next_multiple_of(LANES) * 4;
-    if bytes % 1024 == 0 { bytes + 64 } else { bytes }
+    if bytes.is_multiple_of(1024) { bytes + 64 } else { bytes }
 }
 
 /// Elements as they lie in memory, widened to `f32` on the way in.
@@ -395,7 +395,11 @@ impl<A: Math> Kernel for Rows<A> {
         // SAFETY: the fields' promises.
         unsafe {
             for _ in 0..n {
-                if m == 1 { tile::<S, A, 1, 1>(t) } else { tile::<S, A, 2, 1>(t) }
+                if m == 1 {
+                    tile::<S, A, 1, 1>(t)
+                } else {
+                    tile::<S, A, 2, 1>(t)
+                }
                 t.w = t.w.add(t.w_ld);
                 t.out = t.out.add(1);
             }
@@ -468,7 +472,11 @@ impl Kernel for SwiGlu {
                     (load_some::<S>(g, some), load_some::<S>(u, some))
                 };
                 let y = S::mul(S::mul(gv, crate::simd::sigmoid::<S>(gv)), uv);
-                if some == LANES { S::store(u, y) } else { crate::simd::store_some::<S>(u, some, y) }
+                if some == LANES {
+                    S::store(u, y)
+                } else {
+                    crate::simd::store_some::<S>(u, some, y)
+                }
                 i += some;
             }
         }

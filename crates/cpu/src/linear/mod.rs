@@ -62,6 +62,7 @@ impl<'a> Job<'a> {
     }
 
     /// Adds to what `out` holds, as a residual connection does, in place of overwriting it.
+    #[allow(clippy::should_implement_trait)]
     pub fn add(mut self, add: bool) -> Job<'a> {
         self.add = add;
         self

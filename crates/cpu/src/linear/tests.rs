@@ -63,7 +63,9 @@ fn agrees_with_f64_at_every_tail() {
     let mut rng = Rng(1);
     let shapes: Vec<(usize, usize, usize)> = (1..=9)
         .chain([12, 33, 100])
-        .flat_map(|m| [(m, 1, 1), (m, 7, 15), (m, 6, 16), (m, 13, 17), (m, 5, 31), (m, 33, 32), (m, 70, 300), (m, 41, 96)])
+        .flat_map(|m| {
+            [(m, 1, 1), (m, 7, 15), (m, 6, 16), (m, 13, 17), (m, 5, 31), (m, 33, 32), (m, 70, 300), (m, 41, 96)]
+        })
         .chain((1..70).map(|n| (10, n, 40)))
         .chain((1..130).map(|k| (5, 3, k)))
         .chain((1..130).map(|k| (13, 8, k)))
@@ -84,7 +86,12 @@ fn agrees_with_f64_at_every_tail() {
                     for i in 0..m * n {
                         let (a, b) = (&x_used[i / n * k..][..k], &w[i % n * k..][..k]);
                         let want: f64 = a.iter().zip(b).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum();
-                        assert!(close(y[i], want, (k as f64).sqrt()), "{m} {n} {k} {dtype:?} {mode:?} {}: {} {want}", cpu.level(), y[i]);
+                        assert!(
+                            close(y[i], want, (k as f64).sqrt()),
+                            "{m} {n} {k} {dtype:?} {mode:?} {}: {} {want}",
+                            cpu.level(),
+                            y[i]
+                        );
                     }
                 }
             }

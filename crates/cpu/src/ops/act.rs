@@ -47,7 +47,11 @@ impl Kernel for Map {
                     Op::AddScaled(s) => S::add(get::<S>(out, some), S::mul(S::splat(s), a)),
                     Op::Add => S::add(get::<S>(out, some), a),
                 };
-                if some == LANES { S::store(out, y) } else { store_some::<S>(out, some, y) }
+                if some == LANES {
+                    S::store(out, y)
+                } else {
+                    store_some::<S>(out, some, y)
+                }
                 i += some;
             }
         }

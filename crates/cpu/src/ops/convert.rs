@@ -13,7 +13,7 @@ const GRAIN: usize = 16 << 10;
 /// rows do not compete for the same sets of the cache.
 pub(crate) fn row_bytes(k: usize) -> usize {
     let bytes = k.next_multiple_of(PAIRS) * 2;
-    if bytes % 1024 == 0 { bytes + PAIRS * 2 } else { bytes }
+    if bytes.is_multiple_of(1024) { bytes + PAIRS * 2 } else { bytes }
 }
 
 /// Rows of `f32` to rows of `bf16`, padded with zeros to `out_ld` bytes.
@@ -166,7 +166,12 @@ pub fn embed(cpu: &Cpu, table: Mat<'_>, tokens: &[u32], out: &mut [f32]) -> Resu
     let k = table.cols();
     at_least(OP, "values of the output", tokens.len() * k, out.len())?;
     if let Some(&bad) = tokens.iter().find(|&&t| t as usize >= table.rows()) {
-        return Err(Error { op: OP, what: "token, below the rows of the table", expected: table.rows(), found: bad as usize });
+        return Err(Error {
+            op: OP,
+            what: "token, below the rows of the table",
+            expected: table.rows(),
+            found: bad as usize,
+        });
     }
     let to = Shared::of(out);
     cpu.pool.ranges(tokens.len(), (GRAIN / k.max(1)).max(1), &|r| {

@@ -63,7 +63,11 @@ impl Kernel for Exponentials {
                     acc = S::add(acc, e);
                     if !self.out.is_null() {
                         let some = LANES.min(self.n - i);
-                        if some == LANES { S::store(self.out.add(i), e) } else { simd::store_some::<S>(self.out.add(i), some, e) }
+                        if some == LANES {
+                            S::store(self.out.add(i), e)
+                        } else {
+                            simd::store_some::<S>(self.out.add(i), some, e)
+                        }
                     }
                     i += LANES;
                 }
@@ -85,7 +89,8 @@ pub fn softmax(cpu: &Cpu, x: &mut [f32], n: usize) -> Result<()> {
             // SAFETY: whole rows; each belongs to one task.
             let row = unsafe { { x }.part(r * n, n) };
             // SAFETY: the row is read and written in the same places.
-            let (_, sum) = unsafe { simd::run(cpu.level(), Exponentials { x: row.as_ptr(), n, out: row.as_mut_ptr() }) };
+            let (_, sum) =
+                unsafe { simd::run(cpu.level(), Exponentials { x: row.as_ptr(), n, out: row.as_mut_ptr() }) };
             let inverse = (1.0 / sum) as f32;
             row.iter_mut().for_each(|v| *v *= inverse);
         }

@@ -108,6 +108,7 @@ impl fmt::Display for Level {
 /// # Safety
 /// Every method may only be called where the level's features are enabled, and pointers must be valid for the bytes
 /// the method names; no alignment is needed.
+#[allow(clippy::missing_safety_doc)]
 pub trait Simd: Copy + Send + Sync + 'static {
     /// Sixteen `f32` lanes.
     type F: Copy;
@@ -124,9 +125,13 @@ pub trait Simd: Copy + Send + Sync + 'static {
     /// Query vectors in an attention tile of two vectors a row.
     const QR: usize;
 
+    /// Zeros.
     unsafe fn zero() -> Self::F;
+    /// The same value in all lanes.
     unsafe fn splat(v: f32) -> Self::F;
+    /// Loads sixteen values.
     unsafe fn load(p: *const f32) -> Self::F;
+    /// Stores sixteen values.
     unsafe fn store(p: *mut f32, v: Self::F);
     /// Loads sixteen `bf16` values.
     unsafe fn load_bf16(p: *const u8) -> Self::F;
@@ -138,9 +143,13 @@ pub trait Simd: Copy + Send + Sync + 'static {
     unsafe fn store_bf16(p: *mut u8, v: Self::F);
     /// Stores sixteen values as `f16`, rounded to nearest even.
     unsafe fn store_f16(p: *mut u8, v: Self::F);
+    /// `a + b`.
     unsafe fn add(a: Self::F, b: Self::F) -> Self::F;
+    /// `a - b`.
     unsafe fn sub(a: Self::F, b: Self::F) -> Self::F;
+    /// `a * b`.
     unsafe fn mul(a: Self::F, b: Self::F) -> Self::F;
+    /// `a / b`.
     unsafe fn div(a: Self::F, b: Self::F) -> Self::F;
     /// `a * b + c`, rounded once.
     unsafe fn fma(a: Self::F, b: Self::F, c: Self::F) -> Self::F;
@@ -161,6 +170,7 @@ pub trait Simd: Copy + Send + Sync + 'static {
     /// The largest lane, by the same tree.
     unsafe fn largest(a: Self::F) -> f32;
 
+    /// Loads sixteen pairs of `bf16`.
     unsafe fn load_pairs(p: *const u8) -> Self::B;
     /// One pair of `bf16` in all sixteen places.
     unsafe fn splat_pair(p: *const u8) -> Self::B;

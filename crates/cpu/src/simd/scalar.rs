@@ -119,8 +119,6 @@ impl Simd for Scalar {
     }
     unsafe fn dot(acc: Self::F, a: Self::B, b: Self::B) -> Self::F {
         let at = |v: &Self::B, i: usize| f32::from_bits(u32::from(v[i]) << 16);
-        from_fn(|i| {
-            at(&a, 2 * i + 1).mul_add(at(&b, 2 * i + 1), at(&a, 2 * i).mul_add(at(&b, 2 * i), acc[i]))
-        })
+        from_fn(|i| at(&a, 2 * i + 1).mul_add(at(&b, 2 * i + 1), at(&a, 2 * i).mul_add(at(&b, 2 * i), acc[i])))
     }
 }

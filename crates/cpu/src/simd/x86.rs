@@ -158,9 +158,7 @@ impl Simd for Avx2 {
     }
     #[inline(always)]
     unsafe fn exp2i(n: Self::F) -> Self::F {
-        unsafe {
-            [pow2(n[0]), pow2(n[1])]
-        }
+        unsafe { [pow2(n[0]), pow2(n[1])] }
     }
     #[inline(always)]
     unsafe fn select_lt(a: Self::F, b: Self::F, x: Self::F, y: Self::F) -> Self::F {

@@ -215,7 +215,11 @@ impl<const DOT: bool> Simd for Avx512<DOT> {
     unsafe fn dot(acc: Self::F, a: Self::B, b: Self::B) -> Self::F {
         unsafe {
             if DOT {
-                _mm512_dpbf16_ps(acc, std::mem::transmute::<__m512i, __m512bh>(a), std::mem::transmute::<__m512i, __m512bh>(b))
+                _mm512_dpbf16_ps(
+                    acc,
+                    std::mem::transmute::<__m512i, __m512bh>(a),
+                    std::mem::transmute::<__m512i, __m512bh>(b),
+                )
             } else {
                 _mm512_fmadd_ps(odd(a), odd(b), _mm512_fmadd_ps(even(a), even(b), acc))
             }
