@@ -4,7 +4,9 @@ use crate::device::Backend;
 use crate::error::{Failure, Result};
 use crate::interrupt::Watch;
 use crate::metrics;
-use marlin_engine::{Engine, Event, FinishReason, Request, Usage};
+use crate::progress::Bar;
+use marlin_checkpoint::text::Tokenizer;
+use marlin_engine::{Engine, Event, FinishReason, Request, TokenEvent, Usage};
 use serde::Serialize;
 use std::time::Duration;
 
@@ -13,6 +15,9 @@ use std::time::Duration;
 pub struct TokenLogprob {
     /// The token.
     pub token_id: u32,
+    /// Its text, if there is a tokenizer.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub text: Option<String>,
     /// Its log-probability under the model's own distribution.
     pub logprob: f32,
     /// The most probable tokens, best first.
@@ -24,6 +29,9 @@ pub struct TokenLogprob {
 pub struct TopLogprob {
     /// The token.
     pub token_id: u32,
+    /// Its text, if there is a tokenizer.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub text: Option<String>,
     /// Its log-probability.
     pub logprob: f32,
 }
@@ -53,21 +61,29 @@ pub fn answer(
     watch: &Watch,
     receive: &mut dyn FnMut(Option<u32>, &str) -> Result<()>,
 ) -> Result<Answer> {
+    let prompt = request.prompt.len() as u64;
     let id = engine.submit(request)?;
+    let before = engine.stats().computed_tokens;
+    let mut bar = Some(Bar::items("reading the prompt"));
     let (mut tokens, mut text, mut logprobs) = (Vec::new(), String::new(), Vec::new());
     let mut start_to_first = None;
     loop {
         if watch.pressed() {
             engine.cancel(id);
         }
-        for event in engine.step()? {
+        let events = engine.step()?;
+        if events.is_empty() {
+            bar.iter_mut().for_each(|bar| bar.set(engine.stats().computed_tokens - before, prompt));
+        } else {
+            bar = None;
+        }
+        for event in events {
             match event {
                 Event::Token(t) if t.id == id => {
                     start_to_first.get_or_insert_with(metrics::since_start);
                     tokens.push(t.token);
                     text.push_str(&t.text);
-                    let top = t.top.iter().map(|&(token_id, logprob)| TopLogprob { token_id, logprob }).collect();
-                    logprobs.push(TokenLogprob { token_id: t.token, logprob: t.logprob, top });
+                    logprobs.push(token_logprob(engine.tokenizer(), &t));
                     receive(Some(t.token), &t.text)?;
                 }
                 Event::Finished(f) if f.id == id => {
@@ -83,4 +99,10 @@ pub fn answer(
             }
         }
     }
+}
+
+fn token_logprob(tokenizer: Option<&Tokenizer>, event: &TokenEvent) -> TokenLogprob {
+    let text = |id: u32| tokenizer.and_then(|t| t.decode(&[id], false).ok());
+    let top = event.top.iter().map(|&(token_id, logprob)| TopLogprob { token_id, text: text(token_id), logprob });
+    TokenLogprob { token_id: event.token, logprob: event.logprob, top: top.collect(), text: text(event.token) }
 }

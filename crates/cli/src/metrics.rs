@@ -45,9 +45,8 @@ pub struct Metrics {
 impl Metrics {
     /// Of an answer; `start_to_first` only makes sense for the first one of the program.
     pub fn new(usage: &Usage, load: Duration, start_to_first: Option<Duration>) -> Self {
-        let per_second = |tokens: usize, time: Duration| {
-            (tokens > 0 && !time.is_zero()).then(|| tokens as f64 / time.as_secs_f64())
-        };
+        let per_second =
+            |tokens: usize, time: Duration| (tokens > 0 && !time.is_zero()).then(|| tokens as f64 / time.as_secs_f64());
         let first = usage.time_to_first_token;
         Self {
             prompt_tokens: usage.prompt_tokens,
@@ -69,7 +68,11 @@ impl Metrics {
             Some(r) => format!("{tokens} at {} tok/s", rate(r)),
             None => tokens,
         };
-        let cached = if self.cached_tokens > 0 { format!(" ({} cached)", grouped(self.cached_tokens as u64)) } else { String::new() };
+        let cached = if self.cached_tokens > 0 {
+            format!(" ({} cached)", grouped(self.cached_tokens as u64))
+        } else {
+            String::new()
+        };
         let prompt = format!("prompt {} tokens{cached}", grouped(self.prompt_tokens as u64));
         parts.push(speed(prompt, self.prompt_tokens_per_second));
         let generated = format!("generated {} tokens", grouped(self.generated_tokens as u64));

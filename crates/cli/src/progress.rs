@@ -80,7 +80,8 @@ impl<'a> Files<'a> {
 
 impl marlin_checkpoint::Progress for Files<'_> {
     fn start(&self, item: &str, done: u64, total: u64) {
-        let template = "{msg:40!} [{bar:25}] {decimal_bytes:>9}/{decimal_total_bytes:9} {decimal_bytes_per_sec:>11} {eta:>4}";
+        let template =
+            "{msg:40!} [{bar:25}] {decimal_bytes:>9}/{decimal_total_bytes:9} {decimal_bytes_per_sec:>11} {eta:>4}";
         let bar = self.bars.add(ProgressBar::new(total).with_style(style(template)).with_message(item.to_owned()));
         bar.set_position(done);
         bar.reset_eta();

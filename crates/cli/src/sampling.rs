@@ -47,7 +47,7 @@ pub struct SamplingArgs {
 #[derive(Clone, Debug, Args)]
 #[command(next_help_heading = "Where the answer ends")]
 pub struct StopArgs {
-    /// Tokens to generate at most
+    /// Tokens to generate at most [256; in a chat an eighth of the context]
     #[arg(short = 'n', long, value_name = "N", value_parser = values::some_tokens, env = "MARLIN_MAX_TOKENS")]
     pub max_tokens: Option<usize>,
     /// End before this text (may be repeated)
@@ -60,6 +60,9 @@ pub struct StopArgs {
     #[arg(long)]
     pub ignore_eos: bool,
 }
+
+/// Tokens of a continued text.
+const CONTINUATION: usize = 256;
 
 impl SamplingArgs {
     /// The settings, on top of the checkpoint's own.
@@ -88,19 +91,15 @@ impl SamplingArgs {
 }
 
 impl StopArgs {
-    /// A request for `prompt`; `default_tokens` limits it where the user did not, and never beyond `context`.
-    pub fn request(
-        &self,
-        prompt: Vec<u32>,
-        sampling: Sampling,
-        default_tokens: Option<usize>,
-        context: usize,
-    ) -> Request {
+    /// A request for `prompt` in a context of so many tokens. Without --max-tokens a continued text ends somewhere, and
+    /// an answer in a chat leaves room for the next.
+    pub fn request(&self, prompt: Vec<u32>, sampling: Sampling, chat: bool, context: usize) -> Request {
+        let usual = if chat { (context / 8).max(CONTINUATION) } else { CONTINUATION };
         // A limit that nobody asked for must not make a prompt too long.
         let room = context.saturating_sub(prompt.len()).max(1);
         Request {
             sampling,
-            max_tokens: self.max_tokens.or(default_tokens.map(|n| n.min(room))),
+            max_tokens: Some(self.max_tokens.unwrap_or(usual.min(room))),
             stop: self.stop.clone(),
             stop_tokens: self.stop_id.clone(),
             ignore_eos: self.ignore_eos,
@@ -124,7 +123,9 @@ pub fn describe(engine: &args::EngineArgs, request: &Request) {
         ("presence penalty", s.presence_penalty, 0.0),
         ("frequency penalty", s.frequency_penalty, 0.0),
     ];
-    parts.extend(penalties.iter().filter(|(_, value, none)| value != none).map(|(name, value, _)| format!("{name} {value}")));
+    parts.extend(
+        penalties.iter().filter(|(_, value, none)| value != none).map(|(name, value, _)| format!("{name} {value}")),
+    );
     match request.max_tokens {
         Some(n) => parts.push(format!("at most {n} tokens")),
         None => parts.push("to the end of the context".to_owned()),

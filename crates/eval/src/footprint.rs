@@ -33,6 +33,9 @@ pub struct TypeCount {
     pub bytes: u64,
 }
 
+/// Stored beside the parameters, but set by a rule during training and not counted among them.
+const BUFFER: &str = "e_score_correction_bias";
+
 /// Chosen and existing experts of a mixture, if the configuration describes one.
 pub fn experts(config: &Config) -> Option<(usize, usize)> {
     let number = |key: &str| config.maybe_usize(key).ok().flatten();
@@ -61,14 +64,16 @@ impl Footprint {
             if tied && tensor.name == "lm_head.weight" {
                 continue;
             }
-            sum.parameters += elements;
             let part = |whole: u64| match experts {
                 Some((chosen, all)) if tensor.name.contains(".experts.") => {
                     (u128::from(whole) * chosen as u128 / all as u128) as u64
                 }
                 _ => whole,
             };
-            sum.active_parameters += part(elements);
+            if !tensor.name.ends_with(BUFFER) {
+                sum.parameters += elements;
+                sum.active_parameters += part(elements);
+            }
             sum.bytes_per_token += match is_embedding(tensor) && !tied {
                 true => bytes / tensor.shape.first().copied().unwrap_or(1).max(1) as u64,
                 false => part(bytes),
@@ -89,7 +94,8 @@ mod tests {
 
     #[test]
     fn counts_experts_by_the_share_that_is_chosen() {
-        let info = |name: &str, shape: &[usize]| TensorInfo { name: name.into(), dtype: DType::BF16, shape: shape.into() };
+        let info =
+            |name: &str, shape: &[usize]| TensorInfo { name: name.into(), dtype: DType::BF16, shape: shape.into() };
         let source = Synthetic::formula(vec![
             info("model.embed_tokens.weight", &[10, 4]),
             info("model.layers.0.mlp.experts.gate_up_proj", &[4, 6, 4]),

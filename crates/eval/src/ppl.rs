@@ -163,8 +163,11 @@ pub fn perplexity<B: Backend>(
             text
         })
         .collect();
-    let windows: Vec<Window<'_>> =
-        spans.iter().zip(&texts).map(|(span, text)| Window { tokens: text, from: span.scored - 1 - span.start }).collect();
+    let windows: Vec<Window<'_>> = spans
+        .iter()
+        .zip(&texts)
+        .map(|(span, text)| Window { tokens: text, from: span.scored - 1 - span.start })
+        .collect();
     let total: usize = spans.iter().map(|s| s.end - s.scored).sum();
     let mut sums = vec![Sums::default(); spans.len()];
     let mut done = 0;
@@ -223,7 +226,8 @@ mod tests {
         assert_eq!(spans[1], Span { start: 256, end: 768, scored: 512 });
         assert_eq!(spans.last(), Some(&Span { start: 7680, end: 8000, scored: 7936 }));
         assert_eq!((spans.len(), scored(&spans)), (31, 7999));
-        for (tokens, context, stride) in [(2, 512, 256), (511, 512, 256), (513, 512, 256), (768, 512, 256), (50, 7, 3)] {
+        for (tokens, context, stride) in [(2, 512, 256), (511, 512, 256), (513, 512, 256), (768, 512, 256), (50, 7, 3)]
+        {
             let spans = Protocol::Sliding { context, stride }.windows(tokens).unwrap();
             assert_eq!(scored(&spans), tokens - 1, "{tokens} {context} {stride}");
             assert!(spans.windows(2).all(|w| w[0].end == w[1].scored));
@@ -246,10 +250,7 @@ mod tests {
             text(Protocol::Sliding { context: 512, stride: 513 }, 9),
             "stride: expected 1 to 512 tokens (the context), found 513"
         );
-        assert_eq!(
-            text(Protocol::Exl3 { context: 2048 }, 2000),
-            "the text has 2000 tokens; exl3 needs at least 2048"
-        );
+        assert_eq!(text(Protocol::Exl3 { context: 2048 }, 2000), "the text has 2000 tokens; exl3 needs at least 2048");
         assert!(text(Protocol::LlamaCpp { context: 3 }, 9).starts_with("context: expected at least 4"));
     }
 }

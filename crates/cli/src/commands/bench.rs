@@ -193,10 +193,7 @@ impl Report {
             l.repeats,
             l.warmup
         );
-        out += &format!(
-            "{:<34}{:>9}{:>9}{:>9}{:>9}{:>9}{:>9}\n",
-            "", "mean", "std", "2 sigma", "p50", "p95", "p99"
-        );
+        out += &format!("{:<34}{:>9}{:>9}{:>9}{:>9}{:>9}{:>9}\n", "", "mean", "std", "2 sigma", "p50", "p95", "p99");
         let mut row = |name: String, summary: &Option<Summary>| {
             if let Some(s) = summary {
                 out += &format!("{name:<34}");
@@ -211,11 +208,7 @@ impl Report {
         let after = if l.depth > 0 { format!(" after {}", l.depth) } else { String::new() };
         row(format!("decode {} tokens{after}, tok/s", l.generated_tokens), &l.decode_tokens_per_second);
         row("between tokens, ms".to_owned(), &l.inter_token_ms);
-        out += &format!(
-            "weights {}, read per token {}",
-            bytes(self.weight_bytes),
-            bytes(self.weight_bytes_per_token)
-        );
+        out += &format!("weights {}, read per token {}", bytes(self.weight_bytes), bytes(self.weight_bytes_per_token));
         if let (Some(achieved), Some(share)) = (self.decode_bytes_per_second, self.bandwidth_share) {
             out += &format!(
                 ": {:.1} GB/s, {:.0} % of the {:.1} GB/s that this machine's memory gives",

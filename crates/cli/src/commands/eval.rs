@@ -142,7 +142,9 @@ fn ppl(args: &Ppl) -> Result<()> {
 impl Ppl {
     fn protocol(&self) -> Result<Protocol> {
         if self.stride.is_some() && self.protocol != ProtocolName::Sliding {
-            return Err(Failure::text("--stride belongs to the sliding protocol; the others have windows side by side"));
+            return Err(Failure::text(
+                "--stride belongs to the sliding protocol; the others have windows side by side",
+            ));
         }
         let context = self.context.unwrap_or(if self.protocol == ProtocolName::Exl3 { 2048 } else { 512 });
         Ok(match self.protocol {

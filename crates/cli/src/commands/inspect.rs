@@ -118,9 +118,10 @@ impl Report {
         let Checkpoint { config, generation, store, folder, .. } = checkpoint;
         let quantization = config.quantization_method().map(str::to_owned);
         let architecture = Architecture::parse(config);
-        let found = architecture.as_ref().map_err(ToString::to_string).and_then(|architecture| {
-            architecture.inventory().check(store.as_ref()).map_err(|e| e.to_string())
-        });
+        let found = architecture
+            .as_ref()
+            .map_err(ToString::to_string)
+            .and_then(|architecture| architecture.inventory().check(store.as_ref()).map_err(|e| e.to_string()));
         let problem = match (&found, &quantization) {
             (_, Some(method)) => Some(format!("the weights are quantised ({method}), which this version cannot read")),
             (Err(why), None) => Some(why.clone()),

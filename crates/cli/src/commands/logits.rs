@@ -1,10 +1,10 @@
 //! `logits`: what the model makes of given tokens, as a NumPy file.
 
+use crate::args::ContextArgs;
 use crate::args::EngineArgs;
 use crate::error::{Failure, Result};
 use crate::progress::Bar;
 use crate::{ids, interrupt, model, npy, output};
-use crate::args::ContextArgs;
 use marlin_engine::{EngineOptions, Window};
 use std::fs::File;
 use std::io::BufWriter;

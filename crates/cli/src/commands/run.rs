@@ -55,9 +55,6 @@ pub struct Args {
     engine: EngineArgs,
 }
 
-/// Tokens of a continued text, where nobody says how many; an answer of a chat model ends by itself.
-const CONTINUATION: usize = 256;
-
 #[derive(Serialize)]
 struct Report<'a> {
     model: &'a str,
@@ -85,8 +82,7 @@ pub fn run(args: &Args) -> Result<()> {
     };
     let mut sampling = args.sampling.resolve(&loaded.checkpoint.generation);
     sampling.top_logprobs = args.logprobs.unwrap_or(0);
-    let limit = (!args.is_chat()).then_some(CONTINUATION);
-    let request = args.stop.request(prompt, sampling, limit, loaded.engine.context());
+    let request = args.stop.request(prompt, sampling, args.is_chat(), loaded.engine.context());
     sampling::describe(&args.engine, &request);
 
     let watch = interrupt::watch();
@@ -147,8 +143,9 @@ fn prompt_text(args: &Args) -> Result<String> {
             }
             let mut bytes = Vec::new();
             input.read_to_end(&mut bytes)?;
-            let mut text = String::from_utf8(bytes)
-                .map_err(|e| Failure::text(format!("the prompt is not UTF-8 text (byte {} is wrong)", e.utf8_error().valid_up_to())))?;
+            let mut text = String::from_utf8(bytes).map_err(|e| {
+                Failure::text(format!("the prompt is not UTF-8 text (byte {} is wrong)", e.utf8_error().valid_up_to()))
+            })?;
             if text.ends_with('\n') {
                 text.pop();
                 if text.ends_with('\r') {

@@ -155,7 +155,7 @@ impl Chat<'_> {
         let tokens = tokenizer.encode_chat(&prompt)?;
         let mut thinking = Thinking::new(tokenizer, starts_in_thinking(&prompt));
         let sampling = self.args.sampling.resolve(&self.loaded.checkpoint.generation);
-        let request = self.args.stop.request(tokens, sampling, None, self.loaded.engine.context());
+        let request = self.args.stop.request(tokens, sampling, true, self.loaded.engine.context());
         if self.turns == 0 {
             sampling::describe(&self.args.engine, &request);
         }
@@ -166,8 +166,10 @@ impl Chat<'_> {
                 output::print(&thinking.push(token, piece, styled))
             })?;
         output::print(&thinking.end(styled))?;
-        if reason == FinishReason::Cancelled {
-            output::note("[stopped]");
+        match reason {
+            FinishReason::Cancelled => output::note("[stopped]"),
+            FinishReason::Length => output::note("[cut: --max-tokens sets how long an answer may get]"),
+            _ => {}
         }
         let start_to_first = start_to_first.filter(|_| self.turns == 0);
         output::note(&Metrics::new(&usage, self.loaded.load, start_to_first).line());
