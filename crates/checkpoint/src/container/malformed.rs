@@ -37,10 +37,10 @@ pub enum Malformed {
     #[error("the header does not begin with '{{'; this is not a safetensors file")]
     NotAnObject,
     /// The header is no JSON object of tensors.
-    #[error("the header cannot be read: {0}")]
+    #[error("the header cannot be read: {0}; the file is damaged or was written wrongly: download or convert it again")]
     Json(String),
     /// A name occurs twice.
-    #[error("tensor {0:?} is listed twice")]
+    #[error("tensor {0:?} is listed twice; the file is damaged or was written wrongly: download or convert it again")]
     DuplicateName(String),
     /// An element type that is unknown here.
     #[error("tensor {name:?}: element type {dtype:?} is not known; update metal-marlin or convert the tensor")]
@@ -51,7 +51,9 @@ pub enum Malformed {
         dtype: String,
     },
     /// The product of the dimensions is too large for any memory.
-    #[error("tensor {name:?}: shape {shape:?} overflows")]
+    #[error(
+        "tensor {name:?}: shape {shape:?} overflows; the file is damaged or was written wrongly: download or convert it again"
+    )]
     ShapeOverflow {
         /// The tensor.
         name: String,
@@ -59,7 +61,9 @@ pub enum Malformed {
         shape: Vec<u64>,
     },
     /// The end lies before the beginning.
-    #[error("tensor {name:?}: data offsets [{begin}, {end}] run backwards")]
+    #[error(
+        "tensor {name:?}: data offsets [{begin}, {end}] run backwards; the file is damaged or was written wrongly: download or convert it again"
+    )]
     OffsetsReversed {
         /// The tensor.
         name: String,
@@ -69,7 +73,9 @@ pub enum Malformed {
         end: u64,
     },
     /// Type and shape ask for another number of bytes than the offsets give.
-    #[error("tensor {name:?}: {dtype} {shape:?} takes {expected} bytes, but its data offsets span {found}")]
+    #[error(
+        "tensor {name:?}: {dtype} {shape:?} takes {expected} bytes, but its data offsets span {found}; the file is damaged or was written wrongly: download or convert it again"
+    )]
     SizeMismatch {
         /// The tensor.
         name: String,
@@ -95,7 +101,9 @@ pub enum Malformed {
         available: u64,
     },
     /// Two tensors share bytes.
-    #[error("tensors {first:?} and {second:?} overlap at byte {at} of the data")]
+    #[error(
+        "tensors {first:?} and {second:?} overlap at byte {at} of the data; the file is damaged or was written wrongly: download or convert it again"
+    )]
     Overlap {
         /// The tensor that begins first.
         first: String,
@@ -105,7 +113,9 @@ pub enum Malformed {
         at: u64,
     },
     /// Bytes that belong to no tensor lie before one.
-    #[error("bytes {begin} to {end} of the data, before tensor {name:?}, belong to no tensor")]
+    #[error(
+        "bytes {begin} to {end} of the data, before tensor {name:?}, belong to no tensor; the file is damaged or was written wrongly: download or convert it again"
+    )]
     Gap {
         /// The tensor after the gap.
         name: String,
@@ -115,7 +125,9 @@ pub enum Malformed {
         end: u64,
     },
     /// Bytes follow the last tensor.
-    #[error("{count} bytes follow the last tensor; the header does not belong to this file")]
+    #[error(
+        "{count} bytes follow the last tensor; the header does not belong to this file: download or convert it again"
+    )]
     TrailingBytes {
         /// How many.
         count: u64,

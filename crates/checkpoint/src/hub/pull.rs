@@ -110,7 +110,8 @@ impl Hub {
                 {
                     Ok((etag, size))
                 }
-                (etag, size) => Err(client.bad(format!("{file} has etag {etag:?} and size {size:?}"))),
+                (etag, Some(_)) => Err(client.bad(format!("{file} has the etag {:?}", etag.unwrap_or_default()))),
+                (_, None) => Err(client.bad(format!("it does not tell the size of {file}"))),
             }
         })?;
         let blob = model.join("blobs").join(&etag);
