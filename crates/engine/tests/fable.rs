@@ -6,7 +6,9 @@ use marlin_backend::{Backend, Reference};
 use marlin_checkpoint::text::Tokenizer;
 use marlin_checkpoint::{Checkpoint, Store, TensorSource};
 use marlin_cpu::{CpuBackend, CpuOptions};
-use marlin_engine::{Completion, Engine, EngineOptions, Event, FinishReason, Request, RequestId, Sampling};
+use marlin_engine::{
+    Completion, Engine, EngineOptions, Event, FinishReason, Request, RequestId, Sampling, Window, log_probability,
+};
 use marlin_models::{LoadOptions, Model};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -183,4 +185,44 @@ fn a_stop_string_ends_the_tale() {
     let answer = engine.complete(stop).unwrap();
     assert_eq!(answer.text, " a very beaut");
     assert_eq!(answer.finished.reason, FinishReason::StopString("iful and b".into()));
+}
+
+/// Perplexity over held-out text in windows of 512 tokens every 256, several in a step, as transformers has it.
+#[test]
+fn perplexity_is_that_of_transformers() {
+    let path = root().join("../shared/text/heldout-8000.i32");
+    let Ok(bytes) = std::fs::read(&path) else {
+        eprintln!("SKIPPED: {} is absent", path.display());
+        return;
+    };
+    let ids: Vec<u32> = bytes.as_chunks::<4>().0.iter().take(2048).map(|b| u32::from_le_bytes(*b)).collect();
+    let options = EngineOptions { prefill_chunk: 1024, logits_memory: 4 << 20, ..EngineOptions::default() };
+    let mut engine = engine(cpu(), &fable(), options);
+    // Every window rates the tokens that the one before has not.
+    let (mut windows, mut rated) = (Vec::new(), 1);
+    for start in (0..ids.len()).step_by(256) {
+        let end = (start + 512).min(ids.len());
+        windows.push(Window { tokens: &ids[start..end], from: rated - 1 - start });
+        rated = end;
+        if end == ids.len() {
+            break;
+        }
+    }
+    let (mut sum, mut count) = (0.0, 0);
+    engine
+        .score(&windows, &mut |rows| {
+            for (position, logits) in rows.rows() {
+                let window = windows[rows.window].tokens;
+                if let Some(next) = window.get(position + 1) {
+                    sum -= log_probability(logits, *next);
+                    count += 1;
+                }
+            }
+            Ok(())
+        })
+        .unwrap();
+    let perplexity = (sum / f64::from(count)).exp();
+    assert_eq!(count, 2047);
+    assert!((perplexity / 35.093_252 - 1.0).abs() < 2e-4, "{perplexity}");
+    assert_eq!(engine.stats().pool.used, 0);
 }

@@ -200,6 +200,7 @@ fn random_workloads_end_without_leaks_and_with_the_same_tokens() {
             check_pool(&s);
             assert!(!plan.items.is_empty() || s.is_idle(), "seed {seed}: stuck");
             assert!(plan.items.len() <= limits.max_batch);
+            assert!(plan.preempted.is_empty() || plan.admitted.is_empty(), "room was made and given away at once");
             carry_out(&mut s, &plan);
             check_pool(&s);
             let done: Vec<RequestId> =
