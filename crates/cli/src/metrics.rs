@@ -45,8 +45,9 @@ pub struct Metrics {
 impl Metrics {
     /// Of an answer; `start_to_first` only makes sense for the first one of the program.
     pub fn new(usage: &Usage, load: Duration, start_to_first: Option<Duration>) -> Self {
-        let per_second =
-            |tokens: usize, time: Duration| (tokens > 0 && !time.is_zero()).then(|| tokens as f64 / time.as_secs_f64());
+        let per_second = |tokens: usize, time: Duration| {
+            (tokens > 0 && !time.is_zero()).then_some(tokens as f64 / time.as_secs_f64())
+        };
         let first = usage.time_to_first_token;
         Self {
             prompt_tokens: usage.prompt_tokens,
@@ -54,7 +55,7 @@ impl Metrics {
             prompt_tokens_per_second: per_second(usage.prompt_tokens - usage.cached_tokens, usage.prefill),
             generated_tokens: usage.generated_tokens,
             generated_tokens_per_second: per_second(usage.generated_tokens.saturating_sub(1), usage.decode),
-            time_to_first_token_seconds: (!first.is_zero()).then(|| first.as_secs_f64()),
+            time_to_first_token_seconds: (!first.is_zero()).then_some(first.as_secs_f64()),
             start_to_first_token_seconds: start_to_first.map(|t| t.as_secs_f64()),
             load_seconds: load.as_secs_f64(),
             peak_memory_bytes: machine::peak_memory(),

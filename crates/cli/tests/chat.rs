@@ -1,5 +1,8 @@
 //! `chat` through a pipe: a line is a turn.
 
+#![cfg(feature = "builtin-model")]
+#![allow(clippy::unwrap_used, clippy::panic)]
+
 mod common;
 
 use common::*;

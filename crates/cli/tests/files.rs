@@ -1,5 +1,8 @@
 //! `pull`, `list`, `rm`, `synthesise`, `completions`: what lies on the disk.
 
+#![cfg(feature = "builtin-model")]
+#![allow(clippy::unwrap_used, clippy::panic)]
+
 mod common;
 
 use common::*;
@@ -70,4 +73,39 @@ fn shells_complete_every_command() {
         assert!(script.contains(&format!("metal__marlin__subcmd__{name}")) || script.contains(name), "{name}");
     }
     assert!(script.contains("--repetition-penalty"));
+}
+
+/// A hub that answers everything with one status.
+fn hub(status: &'static str) -> String {
+    use std::io::{Read, Write};
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let Ok(mut stream) = stream else { return };
+            let mut request = [0; 4096];
+            let _ = stream.read(&mut request);
+            let _ = write!(stream, "HTTP/1.1 {status}\r\nContent-Length: 0\r\nConnection: close\r\n\r\n");
+        }
+    });
+    format!("http://{address}")
+}
+
+#[test]
+fn a_hub_that_refuses_is_quoted() {
+    let cache = tempfile::tempdir().unwrap();
+    for (status, said) in [
+        (
+            "401 Unauthorized",
+            "org/model: the hub answers 401 (not authorised): the model does not exist, or is private or gated",
+        ),
+        ("403 Forbidden", "org/model: the hub answers 403 (forbidden): the model is gated; accept its terms at "),
+        ("404 Not Found", "the hub answers 404 (not found); check the spelling"),
+    ] {
+        let mut command = command(&["pull", "org/model"]);
+        command.env("HF_HUB_CACHE", cache.path()).env("HF_ENDPOINT", hub(status)).env_remove("HF_HUB_OFFLINE");
+        command.env("HF_HOME", cache.path());
+        let error = finish(command, "").error(1);
+        assert!(error.contains(said), "{error}");
+    }
 }

@@ -1,5 +1,8 @@
 //! `inspect`, `logits`, `eval ppl`, `bench latency`, `doctor`: numbers.
 
+#![cfg(feature = "builtin-model")]
+#![allow(clippy::unwrap_used, clippy::panic)]
+
 mod common;
 
 use common::*;

@@ -1,5 +1,8 @@
 //! `run`: answers, and what it says when it cannot.
 
+#![cfg(feature = "builtin-model")]
+#![allow(clippy::unwrap_used, clippy::panic)]
+
 mod common;
 
 use common::*;

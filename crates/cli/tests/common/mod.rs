@@ -1,5 +1,5 @@
 //! Runs the built binary.
-#![allow(dead_code)] // each test file uses a part of it
+#![allow(dead_code, clippy::unwrap_used, clippy::panic)] // each test file uses a part of it
 
 use serde_json::Value;
 use std::io::Write;
