@@ -17,11 +17,10 @@ pub struct Loader<'a, B: Backend> {
 
 impl<B: Backend> Loader<'_, B> {
     fn tensor(&self, name: &str) -> Result<Tensor> {
-        let tensor = self.source.tensor(name)?;
-        Ok(tensor)
+        Ok(self.source.tensor(name)?)
     }
 
-    fn from_tensor(&self, module: &str, tensor: Tensor, bias: Option<Vec<f32>>) -> Result<Linear> {
+    fn plain(&self, module: &str, tensor: Tensor, bias: Option<Vec<f32>>) -> Result<Linear> {
         (self.taken)(tensor.info.bytes());
         let weight = Weight::Dense(Dense::new(tensor)?);
         Ok(Linear::new(module, weight, bias))
@@ -31,7 +30,7 @@ impl<B: Backend> Loader<'_, B> {
     pub fn linear(&self, module: &str, bias: bool) -> Result<B::Linear> {
         let weight = self.tensor(&format!("{module}.weight"))?;
         let bias = if bias { Some(self.tensor(&format!("{module}.bias"))?.to_f32()?) } else { None };
-        Ok(self.backend.linear(self.from_tensor(module, weight, bias)?)?)
+        Ok(self.backend.linear(self.plain(module, weight, bias)?)?)
     }
 
     /// A vector; `name` is whole.
@@ -50,7 +49,7 @@ impl<B: Backend> Loader<'_, B> {
     pub fn experts(&self, prefix: &str, count: usize) -> Result<B::Experts> {
         let expert = |e: usize| {
             let parts = marlin_checkpoint::expert(self.source, prefix, e)?;
-            let linear = |part: &str, tensor| self.from_tensor(&format!("{prefix}.{e}.{part}_proj"), tensor, None);
+            let linear = |part: &str, tensor| self.plain(&format!("{prefix}.{e}.{part}_proj"), tensor, None);
             Ok(Expert {
                 gate: linear("gate", parts.gate)?,
                 up: linear("up", parts.up)?,

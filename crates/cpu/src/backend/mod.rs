@@ -3,25 +3,27 @@
 //! Operations are computed at once, in the caller's thread and the pool's. Residuals are added by the kernel that makes
 //! their second term, and gate, up and SwiGLU are one region; everything else follows the default blocks.
 
+mod batch;
 mod kv;
 mod latent;
+mod products;
 mod tensor;
 mod weights;
 
+pub use batch::CpuBatch;
 pub use kv::CpuKv;
 pub use tensor::Tensor;
 pub use weights::CpuLinear;
 
-use crate::linear::{self, ActsBuf, ExpertsBuf, Job, Out, Route};
+use crate::linear::{ActsBuf, ExpertsBuf};
 use crate::ops::{self, RopeStyle};
 use crate::{Cpu, DType, Level, Mode};
-use kv::Spans;
 use marlin_backend::blocks::{self, Attention, LatentAttention, Mlp, Moe, RouterRule, Scoring};
 use marlin_backend::{
-    Backend, Error, Expert, KvSpec, LatentForm, Pass, Result, RopeTable, Sample, SampleRow, Step, Token, sampling,
+    Backend, Error, Expert, KvSpec, LatentForm, LinearHandle, Pass, Result, RopeTable, Sample, SampleRow, Step, sampling,
 };
 use marlin_checkpoint::Linear;
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock};
 use tensor::Buffers;
 
 /// What KV memory stores.
@@ -64,40 +66,6 @@ pub struct CpuBackend {
 struct Scratch {
     acts: ActsBuf,
     experts: ExpertsBuf,
-}
-
-/// A prepared step.
-pub struct CpuBatch {
-    tokens: Vec<u32>,
-    positions: Vec<u32>,
-    spans: Spans,
-    outputs: Vec<u32>,
-    /// Cosines and sines of the step's positions, for each rotary table that has been used.
-    angles: Mutex<Vec<(Arc<RopeTable>, Arc<Angles>)>>,
-    /// `0..tokens`: where each row's angles are.
-    rows: Vec<u32>,
-}
-
-/// Cosines and sines of a step's rows, `[rows, pairs]`.
-struct Angles {
-    cos: Vec<f32>,
-    sin: Vec<f32>,
-}
-
-impl Angles {
-    /// The angle is rounded to f32 before its cosine and sine are taken, as transformers does.
-    fn new(cpu: &Cpu, inv_freq: &[f32], positions: &[u32]) -> Self {
-        let row =
-            |position: &u32| -> Vec<(f32, f32)> { inv_freq.iter().map(|f| (*position as f32 * f).sin_cos()).collect() };
-        let rows: Vec<OnceLock<Vec<(f32, f32)>>> = positions.iter().map(|_| OnceLock::new()).collect();
-        cpu.pool().ranges(positions.len(), 16, &|range| {
-            for i in range {
-                rows[i].get_or_init(|| row(&positions[i]));
-            }
-        });
-        let all = || rows.iter().flat_map(|row| row.get().into_iter().flatten());
-        Self { sin: all().map(|(sin, _)| *sin).collect(), cos: all().map(|(_, cos)| *cos).collect() }
-    }
 }
 
 /// Experts and weights of every row, `slots` of each.
@@ -145,110 +113,6 @@ impl CpuBackend {
     /// The instruction set in use.
     pub fn level(&self) -> Level {
         self.cpu.level()
-    }
-
-    fn scratch(&self) -> MutexGuard<'_, Scratch> {
-        self.scratch.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Each linear of `x`; dense ones share one parallel region.
-    fn apply(&self, mode: Mode, linears: &[&CpuLinear], x: &Tensor) -> Result<Vec<Tensor>> {
-        let mut out = Vec::with_capacity(linears.len());
-        for w in linears {
-            expect("linear", "columns", marlin_backend::LinearHandle::cols(*w), x.cols)?;
-            out.push(match w.dense()? {
-                Some(mat) => self.buffers.tensor(x.rows, mat.rows()),
-                None => w.decoded(self, x)?,
-            });
-        }
-        let mut scratch = self.scratch();
-        let acts = scratch.acts.prepare(&self.cpu, mode, x.values(), x.rows, x.cols, x.cols).map_err(shape)?;
-        let mut jobs = Vec::with_capacity(linears.len());
-        for (w, y) in linears.iter().zip(&mut out) {
-            if let Some(mat) = w.dense()? {
-                jobs.push(Job::new(acts, mat, Out::new(y.values_mut(), mat.rows())).bias(w.bias()));
-            }
-        }
-        linear::linears(&self.cpu, &jobs).map_err(shape)?;
-        drop(jobs);
-        Ok(out)
-    }
-
-    fn one(&self, w: &CpuLinear, x: &Tensor) -> Result<Tensor> {
-        self.apply(self.mode, &[w], x)?.pop().ok_or_else(|| Error::shape("linear", 1, 0))
-    }
-
-    /// `h + linear(x)`.
-    fn residual(&self, w: &CpuLinear, x: &Tensor, mut h: Tensor) -> Result<Tensor> {
-        let Some(mat) = w.dense()? else { return self.add(h, &self.one(w, x)?) };
-        expect("linear", "columns", mat.cols(), x.cols)?;
-        expect("linear", "rows", x.rows, h.rows)?;
-        expect("linear", "outputs", mat.rows(), h.cols)?;
-        let mut scratch = self.scratch();
-        let acts = scratch.acts.prepare(&self.cpu, self.mode, x.values(), x.rows, x.cols, x.cols).map_err(shape)?;
-        let out = Out::new(h.values_mut(), mat.rows());
-        linear::linears(&self.cpu, &[Job::new(acts, mat, out).bias(w.bias()).add(true)]).map_err(shape)?;
-        Ok(h)
-    }
-
-    /// `silu(gate x) * up x`.
-    fn gate_up(&self, gate: &CpuLinear, up: &CpuLinear, x: &Tensor) -> Result<Tensor> {
-        let (Some(g), Some(u), None, None) = (gate.dense()?, up.dense()?, gate.bias(), up.bias()) else {
-            let mut both = self.apply(self.mode, &[gate, up], x)?;
-            let (up, gate) = (both.pop(), both.pop());
-            return match (gate, up) {
-                (Some(gate), Some(up)) => self.swiglu(gate, &up),
-                _ => Err(Error::shape("linears", 2, 0)),
-            };
-        };
-        let mut out = self.buffers.tensor(x.rows, g.rows());
-        let mut scratch = self.scratch();
-        let acts = scratch.acts.prepare(&self.cpu, self.mode, x.values(), x.rows, x.cols, x.cols).map_err(shape)?;
-        let job = Job::swiglu(acts, g, u, Out::new(out.values_mut(), g.rows()));
-        linear::linears(&self.cpu, &[job]).map_err(shape)?;
-        Ok(out)
-    }
-
-    /// `h + experts(x)`, or `experts(x)` into `h` if not `add`.
-    fn experts_into(
-        &self,
-        x: &Tensor,
-        experts: &CpuExperts,
-        routing: &CpuRouting,
-        add: bool,
-        mut h: Tensor,
-    ) -> Result<Tensor> {
-        let mut dense = Vec::with_capacity(experts.0.len());
-        for [gate, up, down] in &experts.0 {
-            dense.push(linear::Expert {
-                gate: gate.require_dense("experts")?,
-                up: up.require_dense("experts")?,
-                down: down.require_dense("experts")?,
-            });
-        }
-        let route = Route { experts: &routing.experts, weights: &routing.weights, slots: routing.slots };
-        let mut scratch = self.scratch();
-        let buf = &mut scratch.experts;
-        linear::experts(&self.cpu, self.mode, x.values(), x.rows, &dense, route, buf, add, h.values_mut())
-            .map_err(shape)?;
-        Ok(h)
-    }
-
-    /// `h + sigmoid(gate) * x`, row by row.
-    fn add_gated(&self, x: Tensor, gate: &Tensor, mut h: Tensor) -> Result<Tensor> {
-        expect("gated", "columns", 1, gate.cols)?;
-        ops::add_sigmoid_gated(&self.cpu, gate.values(), x.values(), x.cols, h.values_mut()).map_err(shape)?;
-        Ok(h)
-    }
-
-    fn angles(&self, rope: &Arc<RopeTable>, batch: &CpuBatch) -> Arc<Angles> {
-        let mut known = batch.angles.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some((_, angles)) = known.iter().find(|(table, _)| Arc::ptr_eq(table, rope) || table == rope) {
-            return angles.clone();
-        }
-        let angles = Arc::new(Angles::new(&self.cpu, &rope.inv_freq, &batch.positions));
-        known.push((rope.clone(), angles.clone()));
-        angles
     }
 }
 
@@ -298,22 +162,11 @@ impl Backend for CpuBackend {
     fn begin(&self, step: &Step, kv: &CpuKv, previous: Option<&Self::Samples>) -> Result<CpuBatch> {
         let samples = previous.map_or(&[][..], |s| s.as_slice());
         step.check(kv.spec(), samples.len())?;
-        let id = |token: &Token| match *token {
-            Token::Id(id) => id,
-            Token::Sampled(row) => samples[row as usize].token,
-        };
-        Ok(CpuBatch {
-            tokens: step.tokens.iter().map(id).collect(),
-            rows: (0..step.tokens.len() as u32).collect(),
-            positions: step.rows().map(|row| row.position as u32).collect(),
-            spans: Spans::new(step),
-            outputs: step.outputs.clone(),
-            angles: Mutex::default(),
-        })
+        Ok(CpuBatch::new(step, samples))
     }
 
     fn embed(&self, table: &CpuLinear, batch: &CpuBatch) -> Result<Tensor> {
-        let mut out = self.buffers.tensor(batch.tokens.len(), marlin_backend::LinearHandle::cols(table));
+        let mut out = self.buffers.tensor(batch.tokens.len(), table.cols());
         table.embed(self, &batch.tokens, &mut out)?;
         Ok(out)
     }
@@ -342,11 +195,11 @@ impl Backend for CpuBackend {
         batch: &CpuBatch,
     ) -> Result<Tensor> {
         let pairs = rope.inv_freq.len();
-        if group == 0 || !x.cols.is_multiple_of(group) || offset + 2 * pairs > group || x.rows != batch.positions.len()
+        if group == 0 || !x.cols.is_multiple_of(group) || offset + 2 * pairs > group || x.rows != batch.rows.len()
         {
             return Err(Error::shape("rope", format!("groups of {group} from {offset} for {pairs} pairs"), x.cols));
         }
-        let angles = self.angles(rope, batch);
+        let angles = batch.angles(&self.cpu, rope);
         let cols = x.cols;
         let style = if rope.interleaved { RopeStyle::Interleaved } else { RopeStyle::HalfSplit };
         let angles = ops::Angles { cos: &angles.cos, sin: &angles.sin, half: pairs };
