@@ -1,6 +1,7 @@
 //! The reference backend against transformers: logits, hidden states and greedy text of the tiny trained models.
 //!
 //! `fable-glm4-moe-lite` is in the repository; the other models are read from `../shared/models` where that exists.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // a failing test may panic
 
 mod common;
 

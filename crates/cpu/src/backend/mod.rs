@@ -20,7 +20,8 @@ use crate::ops::{self, RopeStyle};
 use crate::{Cpu, DType, Level, Mode};
 use marlin_backend::blocks::{self, Attention, LatentAttention, Mlp, Moe, RouterRule, Scoring};
 use marlin_backend::{
-    Backend, Error, Expert, KvSpec, LatentForm, LinearHandle, Pass, Result, RopeTable, Sample, SampleRow, Step, sampling,
+    Backend, Error, Expert, KvSpec, LatentForm, LinearHandle, Pass, Result, RopeTable, Sample, SampleRow, Step,
+    sampling,
 };
 use marlin_checkpoint::Linear;
 use std::sync::{Arc, Mutex, OnceLock};
@@ -195,8 +196,7 @@ impl Backend for CpuBackend {
         batch: &CpuBatch,
     ) -> Result<Tensor> {
         let pairs = rope.inv_freq.len();
-        if group == 0 || !x.cols.is_multiple_of(group) || offset + 2 * pairs > group || x.rows != batch.rows.len()
-        {
+        if group == 0 || !x.cols.is_multiple_of(group) || offset + 2 * pairs > group || x.rows != batch.rows.len() {
             return Err(Error::shape("rope", format!("groups of {group} from {offset} for {pairs} pairs"), x.cols));
         }
         let angles = batch.angles(&self.cpu, rope);
