@@ -141,3 +141,52 @@ fn the_machine_is_described() {
     assert!(found["threads"].as_u64().unwrap() > 0 && !found["simd"].as_str().unwrap().is_empty());
     assert!(marlin(&["doctor", "--quick"]).ok().contains("kernels use"));
 }
+
+/// The built-in model with a tensor of a multi-token-prediction layer, as GLM-4.7-Flash has them.
+struct WithMtp(marlin_checkpoint::Store, Vec<marlin_checkpoint::TensorInfo>);
+
+impl marlin_checkpoint::TensorSource for WithMtp {
+    fn tensors(&self) -> &[marlin_checkpoint::TensorInfo] {
+        &self.1
+    }
+    fn tensor(&self, name: &str) -> marlin_checkpoint::Result<marlin_checkpoint::Tensor> {
+        if self.0.contains(name) {
+            return self.0.tensor(name);
+        }
+        marlin_checkpoint::Synthetic::formula(self.1.clone()).tensor(name)
+    }
+    fn contains(&self, name: &str) -> bool {
+        self.1.iter().any(|t| t.name == name)
+    }
+    fn describe(&self) -> String {
+        "with MTP".into()
+    }
+}
+
+#[test]
+fn tensors_for_speculation_are_recognised() {
+    use marlin_checkpoint::TensorSource;
+    let folder = tempfile::tempdir().unwrap();
+    let store = marlin_checkpoint::Store::open(std::path::Path::new(&fable())).unwrap();
+    let name = "model.layers.6.eh_proj.weight";
+    let mut tensors = store.tensors().to_vec();
+    let (dtype, shape) = (marlin_checkpoint::DType::BF16, vec![256, 512]);
+    tensors.push(marlin_checkpoint::TensorInfo { name: name.into(), dtype, shape });
+    // Two files and an index, while we are at it.
+    marlin_checkpoint::write_sharded(&WithMtp(store, tensors), folder.path(), 15_000_000, &()).unwrap();
+    let config = std::fs::read_to_string(format!("{}/config.json", fable())).unwrap();
+    let config = config.replacen('{', "{\"num_nextn_predict_layers\": 1,", 1);
+    std::fs::write(folder.path().join("config.json"), config).unwrap();
+    let path = folder.path().to_str().unwrap();
+    let found = marlin(&["inspect", path, "--json"]).json();
+    assert_eq!((&found["parameters"], &found["mtp_parameters"]), (&12_690_176.into(), &(256 * 512).into()));
+    assert_eq!(found["mtp_tensors"], serde_json::json!([name]));
+    assert_eq!(found["files"], serde_json::json!(["config.json", "model.safetensors.index.json"]));
+    let text = marlin(&["inspect", path, "--tensors"]).ok();
+    assert!(text.contains("1 tensors, 131 K parameters: multi-token prediction, recognised, not used"), "{text}");
+    assert!(text.contains("model.layers.6.eh_proj.weight  MTP\n"), "{text}");
+    let ids = ids_file(folder.path(), &reference_ids("tale"));
+    let found = marlin(&["run", "-m", path, "--prompt-ids", &ids, "-n", "8", "--json", "--exact", "--verbose"]);
+    assert!(found.stderr.contains("1 tensors of the multi-token-prediction layers are not used"), "{}", found.stderr);
+    assert_eq!(ids_of(&found.json()["token_ids"]), ids_of(&reference()["greedy"]["tale"]["ids"])[..8]);
+}

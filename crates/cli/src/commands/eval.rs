@@ -39,7 +39,7 @@ struct Ppl {
     /// Tokens of a window [512; exl3: 2048]
     #[arg(long, value_name = "N", value_parser = crate::values::some_tokens)]
     context: Option<usize>,
-    /// Tokens between the starts of windows, sliding only [256]
+    /// Tokens between the starts of windows, sliding only (256 by default)
     #[arg(long, value_name = "N", value_parser = crate::values::some_tokens)]
     stride: Option<usize>,
     /// Which tokens are scored, given what
