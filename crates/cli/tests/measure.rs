@@ -136,8 +136,15 @@ fn speed_is_reported_whatever_it_is() {
 
 #[test]
 fn the_machine_is_described() {
-    let found = marlin(&["doctor", "--quick", "--json"]).json();
+    let found = marlin(&["doctor", "--json"]).json();
     assert_eq!(found["built_in_model"], "fable");
+    assert!(found["measured"]["read_bytes_per_second"].as_f64().unwrap() > 0.0);
+    for mode in ["exact", "fast"] {
+        assert_eq!(
+            (&found["self_check"][mode]["passed"], &found["self_check"][mode]["logits"]),
+            (&true.into(), &94208.into())
+        );
+    }
     assert!(found["threads"].as_u64().unwrap() > 0 && !found["simd"].as_str().unwrap().is_empty());
     assert!(marlin(&["doctor", "--quick"]).ok().contains("kernels use"));
 }

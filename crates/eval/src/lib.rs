@@ -2,9 +2,11 @@
 //!
 //! * [`perplexity`](fn@perplexity): how well a model predicts a text, by one of three [`Protocol`]s.
 //! * [`latency`](fn@latency): tokens a second over warm-up and repeats, with [`Summary`] statistics.
+//! * [`check`]: whether a fast backend computes what the reference computes.
 //! * [`Footprint`]: parameters and bytes, all of them and those one token needs.
 //! * [`machine`]: processor, memory, and the peak memory of this process.
 
+pub mod check;
 mod error;
 pub mod footprint;
 pub mod latency;
@@ -12,6 +14,7 @@ pub mod machine;
 pub mod ppl;
 pub mod stats;
 
+pub use check::Check;
 pub use error::{Error, Result};
 pub use footprint::Footprint;
 pub use latency::{Latency, LatencyOptions, latency};

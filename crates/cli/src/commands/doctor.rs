@@ -1,22 +1,25 @@
 //! `doctor`: what this machine is and can do.
 
-use crate::error::Result;
+use crate::error::{Failure, Result};
+use crate::model::Texts;
 use crate::{builtin, interrupt, output};
 use marlin_checkpoint::Hub;
-use marlin_cpu::{Cpu, bandwidth};
+use marlin_cpu::{Cpu, CpuBackend, CpuOptions, bandwidth};
+use marlin_eval::check::{self, Check};
 use marlin_eval::machine::{self, Memory};
 use output::bytes;
 use serde::Serialize;
 
 /// Show what this machine is and what it can do
 ///
-/// Memory bandwidth and arithmetic are measured, which takes a few seconds and up to 2 GiB of memory.
+/// Memory bandwidth and arithmetic are measured, and the kernels for this processor compared with the plain reference
+/// implementation, which takes a few seconds and up to 2 GiB of memory.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// Threads; 0 takes the physical cores
     #[arg(long, value_name = "N", env = "MARLIN_THREADS", default_value_t = 0)]
     threads: usize,
-    /// Measure nothing
+    /// Measure and check nothing
     #[arg(long)]
     quick: bool,
     /// Print one JSON object
@@ -37,6 +40,8 @@ struct Report {
     memory: Memory,
     #[serde(skip_serializing_if = "Option::is_none")]
     measured: Option<Measured>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    self_check: Option<SelfCheck>,
     devices: Vec<&'static str>,
     built_in_model: Option<&'static str>,
     cache: String,
@@ -50,6 +55,37 @@ struct Measured {
     read_method: String,
     f32_flops_per_second: f64,
     bf16_flops_per_second: f64,
+}
+
+/// The built-in model's logits, compared with those of the plain reference implementation.
+#[derive(Serialize)]
+struct SelfCheck {
+    exact: Check,
+    fast: Check,
+}
+
+impl SelfCheck {
+    const TEXT: &str = "Once upon a time there was a king who had three daughters, and the youngest of them was";
+
+    /// `None` in a build without a built-in model.
+    fn run(threads: usize) -> Result<Option<Self>> {
+        if !builtin::is_there() {
+            return Ok(None);
+        }
+        let checkpoint = builtin::open()?;
+        let Some(tokenizer) = Texts::read(&checkpoint.folder)?.tokenizer else { return Ok(None) };
+        let tokens = tokenizer.encode(Self::TEXT, true)?;
+        let expected = check::reference_logits(&checkpoint, &tokens)?;
+        let compare = |exact: bool| -> Result<Check> {
+            let backend = CpuBackend::new(CpuOptions { threads, exact, ..CpuOptions::default() });
+            Ok(Check::of(&check::logits(backend, &checkpoint, &tokens)?, &expected, exact))
+        };
+        Ok(Some(Self { exact: compare(true)?, fast: compare(false)? }))
+    }
+
+    fn passed(&self) -> bool {
+        self.exact.passed && self.fast.passed
+    }
 }
 
 /// How the bandwidth is measured.
@@ -67,7 +103,7 @@ pub fn run(args: &Args) -> Result<()> {
     let models = hub.list()?;
     let cpu = Cpu::new(args.threads);
     let watch = interrupt::watch();
-    let mut measured = None;
+    let (mut measured, mut self_check) = (None, None);
     if !args.quick {
         if !args.json {
             output::note("measuring memory and arithmetic ...");
@@ -83,7 +119,10 @@ pub fn run(args: &Args) -> Result<()> {
             f32_flops_per_second: single,
             bf16_flops_per_second: pairs,
         });
+        self_check = SelfCheck::run(args.threads)?;
+        watch.check()?;
     }
+    let passed = self_check.as_ref().is_none_or(SelfCheck::passed);
     let report = Report {
         version: env!("CARGO_PKG_VERSION"),
         system: format!("{} {}", std::env::consts::OS, std::env::consts::ARCH),
@@ -94,13 +133,25 @@ pub fn run(args: &Args) -> Result<()> {
         logical_processors: machine::logical_processors(),
         memory: machine::memory(),
         measured,
+        self_check,
         devices: vec!["cpu"],
         built_in_model: builtin::is_there().then_some(builtin::NAME),
         cache: hub.cache().display().to_string(),
         cached_models: models.len(),
         cached_bytes: models.iter().map(|m| m.bytes).sum(),
     };
-    if args.json { output::print_json(&report) } else { output::print(&report.text()) }
+    if args.json {
+        output::print_json(&report)?
+    } else {
+        output::print(&report.text())?
+    }
+    if passed {
+        return Ok(());
+    }
+    Err(Failure::text(format!(
+        "the kernels for {} do not compute what the reference computes; answers would be wrong. MARLIN_SIMD=scalar avoids them; please report this",
+        cpu.level().name()
+    )))
 }
 
 impl Report {
@@ -119,6 +170,17 @@ impl Report {
             line("read", format!("{:.1} GB/s ({})", m.read_bytes_per_second / 1e9, m.read_method));
             let (single, pairs) = (m.f32_flops_per_second / 1e9, m.bf16_flops_per_second / 1e9);
             line("arithmetic", format!("f32 {single:.0} GFLOP/s, bf16 {pairs:.0} GFLOP/s"));
+        }
+        if let Some(c) = &self.self_check {
+            let said = if c.passed() { "passed" } else { "FAILED" };
+            let (exact, fast, n) = (c.exact.relative_error, c.fast.relative_error, c.exact.logits);
+            let n = output::grouped(n as u64);
+            line(
+                "self-check",
+                format!(
+                    "{said}: {n} logits of the built-in model are off by {exact:.0e} of their size (exact) and {fast:.0e} (fast)"
+                ),
+            );
         }
         line("devices", self.devices.join(", "));
         line("built-in", self.built_in_model.unwrap_or("none").to_owned());
