@@ -128,6 +128,9 @@ fn speed_is_reported_whatever_it_is() {
     }
     assert_eq!((&found["inter_token_ms"]["count"], &found["depth"]), (&6.into(), &40.into()));
     assert!(found["bandwidth_share"].as_f64().unwrap() > 0.0);
+    // bf16 latents of 40 tokens and half of those generated.
+    assert_eq!(found["kv_bytes_per_token"], 41 * 6 * 160 * 2);
+    assert!(found["note"].as_str().unwrap().contains("stays in the caches"));
     let error = marlin(&["bench", "latency", "--synthetic", "qwen9-9b"]).error(1);
     assert!(error.starts_with("no published sizes are known for \"qwen9-9b\"; known: llama-3.2-1b, "), "{error}");
     let error = marlin(&["bench", "latency", "--synthetic", "qwen3-8b:layer=2"]).error(1);

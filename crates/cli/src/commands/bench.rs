@@ -78,7 +78,9 @@ struct Report {
     weight_bytes: u64,
     /// Weights read to generate one token; of a mixture, only the experts chosen for it.
     weight_bytes_per_token: u64,
-    /// Bytes of weights read a second at the median decode speed.
+    /// KV memory read to generate one token, on average.
+    kv_bytes_per_token: u64,
+    /// Bytes of both read a second at the median decode speed.
     decode_bytes_per_second: Option<f64>,
     memory_read_bytes_per_second: f64,
     /// One through the other.
@@ -106,6 +108,7 @@ fn run_latency(args: &LatencyArgs) -> Result<()> {
     };
     let loaded = model::load_checkpoint(checkpoint, &args.engine, &context, options, started)?;
     let Loaded { mut engine, checkpoint, load, .. } = loaded;
+    let sizing = *engine.sizing();
     let footprint = Footprint::of(&checkpoint.config, checkpoint.store.as_ref(), &engine.model().report().mtp);
     let watch = interrupt::watch();
     let mut bar = Bar::items(format!("timing {}", checkpoint.name));
@@ -130,7 +133,9 @@ fn run_latency(args: &LatencyArgs) -> Result<()> {
     let cpu = Cpu::new(args.engine.threads);
     let read = bandwidth::read_bytes_per_second(&cpu, doctor::region());
     watch.check()?;
-    let achieved = latency.decode_tokens_per_second.map(|s| s.p50 * footprint.bytes_per_token as f64);
+    let kv = (args.depth + args.generate / 2) * sizing.block_bytes / sizing.block_size;
+    let per_token = footprint.bytes_per_token + kv as u64;
+    let achieved = latency.decode_tokens_per_second.map(|s| s.p50 * per_token as f64);
     let share = achieved.filter(|_| read > 0.0).map(|a| a / read);
     let report = Report {
         model: name,
@@ -139,30 +144,29 @@ fn run_latency(args: &LatencyArgs) -> Result<()> {
         latency,
         weight_bytes: footprint.bytes,
         weight_bytes_per_token: footprint.bytes_per_token,
+        kv_bytes_per_token: kv as u64,
         decode_bytes_per_second: achieved,
         memory_read_bytes_per_second: read,
         bandwidth_share: share,
         load_seconds: load.as_secs_f64(),
         peak_memory_bytes: peak,
-        note: share.and_then(|share| remark(share, footprint.bytes_per_token, args.depth)),
+        note: share.and_then(|share| remark(share, per_token)),
     };
     if args.json { output::print_json(&report) } else { output::print(&report.text()) }
 }
 
-/// What to say about a decode that reaches this share of the memory bandwidth.
-fn remark(share: f64, bytes_per_token: u64, depth: usize) -> Option<String> {
-    if share >= EXPECTED_SHARE {
-        return None;
-    }
-    let percent = 100.0 * share;
+/// What to say about a decode that reads so many bytes a token and reaches this share of the memory bandwidth.
+fn remark(share: f64, bytes_per_token: u64) -> Option<String> {
     if bytes_per_token < CACHED {
-        return Some("a model this small is not limited by memory: the share says little".to_owned());
+        return Some("what this model reads stays in the caches, so memory does not limit it".to_owned());
     }
-    let context = if depth > 0 { format!("; {depth} tokens of context take their part") } else { String::new() };
-    Some(format!(
-        "decode reaches {percent:.0} % of the memory bandwidth, where {:.0} % and more are expected{context}; is the machine busy, or --threads too low?",
-        100.0 * EXPECTED_SHARE
-    ))
+    (share < EXPECTED_SHARE).then(|| {
+        format!(
+            "decode reaches {:.0} % of the memory bandwidth, where {:.0} % and more are expected; is the machine busy, or --threads too low?",
+            100.0 * share,
+            100.0 * EXPECTED_SHARE
+        )
+    })
 }
 
 /// Random weights of published sizes: `NAME` or `NAME:layers=N`.
