@@ -16,6 +16,8 @@ const WIDEN_ROWS: usize = 8;
 const ROW_BLOCK: usize = 96;
 /// Bytes of a row of activations that are multiplied before the next part of K is taken.
 const PART: usize = 2048;
+/// Bytes that a walk over rows of weights asks for ahead of use.
+const AHEAD: usize = 6144;
 /// Bytes for the accumulators of a block of rows between parts of K.
 const SPILL: usize = ROW_BLOCK * 6 * LANES * 4;
 
@@ -395,6 +397,7 @@ impl<A: Math> Kernel for Rows<A> {
         // SAFETY: the fields' promises.
         unsafe {
             for _ in 0..n {
+                t.ahead = t.w.wrapping_add(AHEAD);
                 if m == 1 {
                     tile::<S, A, 1, 1>(t)
                 } else {
