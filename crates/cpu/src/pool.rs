@@ -146,10 +146,14 @@ fn range_start(t: usize, n: usize, tasks: usize) -> usize {
     (tasks / n) * t + (tasks % n).min(t)
 }
 
+/// More threads than this only get into each other's way, and some systems cannot start them.
+pub const MOST_THREADS: usize = 1024;
+
 impl Pool {
-    /// A pool in which `threads` threads work, the caller's included; 0 means [`default_threads`].
+    /// A pool in which `threads` threads work, the caller's included; 0 means [`default_threads`], and more than
+    /// [`MOST_THREADS`] are not started.
     pub fn new(threads: usize) -> Pool {
-        let wanted = if threads == 0 { default_threads() } else { threads };
+        let wanted = if threads == 0 { default_threads() } else { threads.min(MOST_THREADS) };
         fn nothing(_: usize) {}
         let task: *const Task = &(nothing as fn(usize));
         let shared = Arc::new(Shared {

@@ -44,14 +44,20 @@ impl Numbers {
         linear
     }
 
-    /// 4-bit codes in groups of 16 with f32 scales, and everything a `Linear` can put around them.
-    fn grouped(&mut self, rows: usize, cols: usize, map: ValueMap) -> Linear {
+    /// 4-bit codes in groups of 16 with f32 scales.
+    fn four_bits(&mut self, rows: usize, cols: usize, map: ValueMap) -> Linear {
         let codes: Vec<u8> = (0..rows * cols / 2).map(|_| (self.next() * 128.0) as i8 as u8).collect();
         let scales: Vec<u8> = (0..rows * cols / 16).flat_map(|_| (self.next() * 0.2).to_le_bytes()).collect();
         let scales = Scales::new(ScaleType::F32, rows, cols, (1, 16), scales.into()).unwrap();
         let weight = Grouped::new([rows, cols], 4, codes.into(), map, ScaleTree::flat(scales), None).unwrap();
-        let bias = Some(self.many(rows - 3));
         Linear::new("grouped", Weight::Grouped(Box::new(weight)), None)
+    }
+
+    /// The same with everything a `Linear` can put around them.
+    fn grouped(&mut self, rows: usize, cols: usize, map: ValueMap) -> Linear {
+        let linear = self.four_bits(rows, cols, map);
+        let bias = Some(self.many(rows - 3));
+        linear
             .with_transforms(
                 InputTransform::Hadamard { scale: Some(self.many(cols).into()), block: 32 },
                 OutputTransform::Hadamard { scale: Some(self.many(rows).into()), block: 16 },
@@ -175,10 +181,13 @@ fn embedding_rotation_and_wanted_rows() {
     let table = numbers.dense("embed", 12, 24, DType::BF16);
     let x = numbers.many(7 * 40);
     let spec = pool(KvLayout::Heads { heads: 1, key: 8, value: 8 });
-    twins!("embed", |b| {
-        let batch = b.begin(&step(), &b.kv(spec)?, None)?;
-        b.read(&b.outputs(&b.embed(&b.linear(table.clone())?, &batch)?, &batch)?)
-    });
+    let coded = numbers.four_bits(12, 32, ValueMap::E2M1);
+    for table in [&table, &coded] {
+        twins!("embed", |b| {
+            let batch = b.begin(&step(), &b.kv(spec)?, None)?;
+            b.read(&b.outputs(&b.embed(&b.linear(table.clone())?, &batch)?, &batch)?)
+        });
+    }
     for interleaved in [false, true] {
         let rope = RopeTable { inv_freq: vec![1.0, 0.3, 0.01, 0.001], interleaved };
         twins!("rope", |b| {
@@ -215,7 +224,13 @@ fn latent_attention_in_both_forms() {
     let (c0, p0, c1, p1) =
         (numbers.many(37 * rank), numbers.many(37 * rope), numbers.many(7 * rank), numbers.many(7 * rope));
     let q = numbers.many(7 * heads * (nope + rope));
-    for form in [LatentForm::Absorbed, LatentForm::Expanded, LatentForm::Auto] {
+    let coded = numbers.four_bits(heads * (nope + value), rank, ValueMap::E2M1);
+    for (form, kv_b) in [
+        (LatentForm::Absorbed, &kv_b),
+        (LatentForm::Expanded, &kv_b),
+        (LatentForm::Auto, &kv_b),
+        (LatentForm::Auto, &coded),
+    ] {
         twins!("latent attention", |b| {
             let kv = b.kv(pool(KvLayout::Latent { rank, rope }))?;
             let (first, second) = (b.begin(&before(), &kv, None)?, b.begin(&step(), &kv, None)?);
@@ -242,6 +257,9 @@ fn routing_and_experts() {
             down: even(&mut numbers, hidden, inner),
         })
         .collect();
+    let mut coded = all.clone();
+    coded[2].up = numbers.four_bits(inner + 8, hidden + 8, ValueMap::E2M1).with_features([inner, hidden]).unwrap();
+    coded[5].down = numbers.four_bits(hidden, inner + 8, ValueMap::E2M1).with_features([hidden, inner]).unwrap();
     let x = numbers.many(9 * hidden);
     for scoring in [Scoring::Softmax, Scoring::Sigmoid] {
         for (normalise, groups, top_groups) in [(false, 1, 1), (true, 1, 1), (true, 4, 2)] {
@@ -252,11 +270,13 @@ fn routing_and_experts() {
                 let choices = b.read_routing(&routing)?;
                 Ok(choices.into_iter().flatten().flat_map(|(e, w)| [e as f32, w]).collect())
             });
-            twins!("experts", |b| {
-                let x = b.write(9, hidden, x.clone())?;
-                let routing = b.route(&x, &b.linear(gate.clone())?, None, &rule)?;
-                b.read(&b.apply_experts(&x, &b.experts(all.clone())?, &routing)?)
-            });
+            for experts in [&all, &coded] {
+                twins!("experts", |b| {
+                    let x = b.write(9, hidden, x.clone())?;
+                    let routing = b.route(&x, &b.linear(gate.clone())?, None, &rule)?;
+                    b.read(&b.apply_experts(&x, &b.experts(experts.clone())?, &routing)?)
+                });
+            }
         }
     }
 }

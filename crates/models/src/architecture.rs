@@ -37,18 +37,43 @@ impl ModelInfo {
             "silu" => {}
             _ => return Err(config.wrong("hidden_act", "silu").into()),
         }
+        let eps = config.f32_or("rms_norm_eps", eps)?;
+        if eps <= 0.0 {
+            return Err(config.wrong("rms_norm_eps", "a number above 0").into());
+        }
+        if let Some(types) = config.maybe_strings("layer_types")?
+            && types.iter().any(|kind| *kind != "full_attention")
+        {
+            return Err(config.wrong("layer_types", "full_attention in every layer").into());
+        }
         Ok(Self {
             architecture,
-            layers: config.usize("num_hidden_layers")?,
-            hidden: config.usize("hidden_size")?,
-            vocab: config.usize("vocab_size")?,
-            max_positions: config.usize("max_position_embeddings")?,
-            eps: config.f32_or("rms_norm_eps", eps)?,
+            layers: bounded(config, "num_hidden_layers", MOST_LAYERS)?,
+            hidden: bounded(config, "hidden_size", MOST_WIDE)?,
+            vocab: bounded(config, "vocab_size", MOST_WIDE)?,
+            max_positions: bounded(config, "max_position_embeddings", u32::MAX as usize)?,
+            eps,
             tied: config.bool_or("tie_word_embeddings", false)?,
             kv,
         })
     }
 }
+
+/// More layers than any model has; a configuration that asks for more is refused before anything is made of it.
+const MOST_LAYERS: usize = 512;
+/// Likewise for widths, vocabularies and experts.
+const MOST_WIDE: usize = 1 << 24;
+
+/// A count from 1 to `most`.
+pub(crate) fn bounded(config: &Config, key: &str, most: usize) -> Result<usize> {
+    match config.usize(key)? {
+        count if (1..=most).contains(&count) => Ok(count),
+        _ => Err(config.wrong(key, format!("a number from 1 to {most}")).into()),
+    }
+}
+
+/// More experts than any model has.
+pub(crate) const MOST_EXPERTS: usize = 1024;
 
 /// A model's definition, read from its configuration.
 #[derive(Clone, Debug)]

@@ -1,5 +1,6 @@
 //! GLM-4.7-Flash: multi-head latent attention, routed experts chosen by corrected sigmoid scores, a shared expert.
 
+use crate::architecture::{MOST_EXPERTS, bounded};
 use crate::parts::{Mixture, Shared, declare_mlp, inverse_frequencies, layer, load_mlp};
 use crate::{Inventory, Layer, Loader, ModelInfo, Result};
 use marlin_backend::blocks::{LatentAttention, RouterRule, Scoring};
@@ -9,6 +10,9 @@ use std::sync::Arc;
 
 /// transformers builds the two norms inside the attention with its default, whatever `rms_norm_eps` says.
 const LATENT_NORM_EPS: f32 = 1e-6;
+
+/// More multi-token-prediction layers than any model has.
+const MOST_MTP: usize = 16;
 
 /// `model_type` "glm4_moe_lite".
 #[derive(Clone, Debug)]
@@ -48,7 +52,7 @@ impl Glm4MoeLite {
             1e-5,
             KvLayout::Latent { rank: kv_lora_rank, rope: qk_rope_head_dim },
         )?;
-        let experts = config.usize("n_routed_experts")?;
+        let experts = bounded(config, "n_routed_experts", MOST_EXPERTS)?;
         let top_k = config.usize("num_experts_per_tok")?;
         let (groups, top_groups) = (config.usize_or("n_group", 1)?, config.usize_or("topk_group", 1)?);
         if groups == 0 || !experts.is_multiple_of(groups) || top_groups == 0 || top_groups > groups {
@@ -60,6 +64,10 @@ impl Glm4MoeLite {
             return Err(config
                 .wrong("num_experts_per_tok", "at least 1, at most the experts in topk_group groups")
                 .into());
+        }
+        let num_nextn_predict_layers = config.usize_or("num_nextn_predict_layers", 0)?;
+        if num_nextn_predict_layers > MOST_MTP {
+            return Err(config.wrong("num_nextn_predict_layers", format!("a number up to {MOST_MTP}")).into());
         }
         let intermediate = config.usize("moe_intermediate_size")?;
         let shared = config.usize_or("n_shared_experts", 1)?;
@@ -83,7 +91,10 @@ impl Glm4MoeLite {
             }),
         };
         let sparse = match config.maybe_strings("mlp_layer_types")? {
-            Some(types) => types.into_iter().map(|kind| kind == "sparse").collect(),
+            Some(types) if types.iter().all(|kind| matches!(*kind, "dense" | "sparse")) => {
+                types.into_iter().map(|kind| kind == "sparse").collect()
+            }
+            Some(_) => return Err(config.wrong("mlp_layer_types", "\"dense\" or \"sparse\" for each layer").into()),
             None => {
                 let first = config.usize_or("first_k_dense_replace", 1)?;
                 (0..info.layers).map(|i| i >= first).collect::<Vec<_>>()
@@ -106,7 +117,7 @@ impl Glm4MoeLite {
             sparse,
             intermediate_size: config.usize("intermediate_size")?,
             mixture,
-            num_nextn_predict_layers: config.usize_or("num_nextn_predict_layers", 0)?,
+            num_nextn_predict_layers,
             info,
         })
     }

@@ -10,8 +10,33 @@ pub struct Inventory {
     required: Vec<TensorInfo>,
     mtp: Vec<TensorInfo>,
     ignored: Vec<String>,
-    /// Prefixes of mixtures, with their number of experts.
-    mixtures: Vec<(String, usize)>,
+    mixtures: Vec<Mixture>,
+}
+
+/// The experts below a prefix, which a checkpoint may stack.
+#[derive(Clone, Debug)]
+struct Mixture {
+    prefix: String,
+    count: usize,
+    hidden: usize,
+    intermediate: usize,
+}
+
+impl Mixture {
+    /// Names and shapes of the stacked tensors.
+    fn stacked(&self) -> [(String, Vec<usize>); 2] {
+        [
+            (format!("{}.gate_up_proj", self.prefix), vec![self.count, 2 * self.intermediate, self.hidden]),
+            (format!("{}.down_proj", self.prefix), vec![self.count, self.hidden, self.intermediate]),
+        ]
+    }
+
+    /// Whether `name` is one of the experts' own tensors.
+    fn owns(&self, name: &str) -> bool {
+        name.strip_prefix(self.prefix.as_str()).and_then(|rest| rest.strip_prefix('.')).is_some_and(|rest| {
+            rest.split_once('.').is_some_and(|(e, _)| e.parse::<usize>().is_ok_and(|e| e < self.count))
+        })
+    }
 }
 
 /// What a checkpoint has beside what is computed with.
@@ -44,7 +69,7 @@ impl Inventory {
         for e in 0..count {
             self.swiglu(&format!("{prefix}.{e}"), hidden, intermediate);
         }
-        self.mixtures.push((prefix.to_owned(), count));
+        self.mixtures.push(Mixture { prefix: prefix.to_owned(), count, hidden, intermediate });
     }
 
     /// `{prefix}.{gate,up,down}_proj`.
@@ -79,37 +104,34 @@ impl Inventory {
     /// Refuses a checkpoint that lacks a tensor, has one of another shape, or one that the model does not know.
     pub fn check(&self, source: &dyn TensorSource) -> Result<Report> {
         let found: HashMap<&str, &TensorInfo> = source.tensors().iter().map(|t| (t.name.as_str(), t)).collect();
-        let stacked: Vec<(&str, usize)> = self
-            .mixtures
-            .iter()
-            .filter(|(prefix, _)| found.contains_key(format!("{prefix}.gate_up_proj").as_str()))
-            .map(|(prefix, count)| (prefix.as_str(), *count))
-            .collect();
-        let in_stack = |name: &str| {
-            stacked.iter().any(|(prefix, _)| name.strip_prefix(prefix).is_some_and(|rest| rest.starts_with('.')))
-        };
+        let stacked: Vec<&Mixture> =
+            self.mixtures.iter().filter(|m| found.contains_key(m.stacked()[0].0.as_str())).collect();
+        let in_stack = |name: &str| stacked.iter().any(|m| m.owns(name));
         let mut wrong = Vec::new();
+        let mut compare = |name: &str, shape: &[usize], needed: bool| match found.get(name) {
+            Some(there) if there.shape != shape => {
+                wrong.push(format!("tensor {name:?}: expected shape {shape:?}, found {:?}", there.shape));
+            }
+            Some(there) if !there.dtype.is_float() => {
+                wrong.push(format!("tensor {name:?}: expected BF16, F16, F32 or F64, found {}", there.dtype));
+            }
+            None if needed => wrong.push(format!("tensor {name:?} {shape:?} is missing")),
+            _ => {}
+        };
         for tensor in &self.required {
-            match found.get(tensor.name.as_str()) {
-                Some(there) if there.shape != tensor.shape => wrong.push(format!(
-                    "tensor {:?}: expected shape {:?}, found {:?}",
-                    tensor.name, tensor.shape, there.shape
-                )),
-                None if !in_stack(&tensor.name) => {
-                    wrong.push(format!("tensor {:?} {:?} is missing", tensor.name, tensor.shape))
-                }
-                _ => {}
-            }
+            compare(&tensor.name, &tensor.shape, !in_stack(&tensor.name));
         }
-        for (prefix, count) in &stacked {
-            for part in ["gate_up_proj", "down_proj"] {
-                let name = format!("{prefix}.{part}");
-                let experts = found.get(name.as_str()).and_then(|t| t.shape.first().copied());
-                if experts != Some(*count) {
-                    wrong.push(format!("tensor {name:?}: expected {count} experts, found {}", experts.unwrap_or(0)));
-                }
-            }
+        for tensor in &self.mtp {
+            compare(&tensor.name, &tensor.shape, false);
         }
+        for (name, shape) in stacked.iter().flat_map(|m| m.stacked()) {
+            compare(&name, &shape, true);
+        }
+        let both = |t: &&TensorInfo| in_stack(&t.name);
+        wrong.extend(
+            source.tensors().iter().filter(both).map(|t| format!("tensor {:?} is also in a stack of experts", t.name)),
+        );
+        let stacks: HashSet<String> = stacked.iter().flat_map(|m| m.stacked()).map(|(name, _)| name).collect();
         let known: HashSet<&str> = self
             .required
             .iter()
@@ -117,7 +139,7 @@ impl Inventory {
             .map(|t| t.name.as_str())
             .chain(self.ignored.iter().map(String::as_str))
             .collect();
-        let surplus = |name: &str| !known.contains(name) && !in_stack(name) && !name.ends_with(DERIVED);
+        let surplus = |name: &str| !known.contains(name) && !stacks.contains(name) && !name.ends_with(DERIVED);
         wrong.extend(
             source
                 .tensors()

@@ -20,6 +20,19 @@ impl<B: Backend> Loader<'_, B> {
         Ok(self.source.tensor(name)?)
     }
 
+    /// The values of a vector, refused if one is not finite. (Backends look at matrices themselves, in parallel.)
+    fn finite(&self, name: &str) -> Result<Vec<f32>> {
+        let tensor = self.tensor(name)?;
+        (self.taken)(tensor.info.bytes());
+        let values = tensor.to_f32()?;
+        match values.iter().position(|v| !v.is_finite()) {
+            None => Ok(values),
+            Some(index) => {
+                Err(marlin_backend::Error::NotFinite { name: name.to_owned(), index, value: values[index] }.into())
+            }
+        }
+    }
+
     fn plain(&self, module: &str, tensor: Tensor, bias: Option<Vec<f32>>) -> Result<Linear> {
         (self.taken)(tensor.info.bytes());
         let weight = Weight::Dense(Dense::new(tensor)?);
@@ -29,15 +42,13 @@ impl<B: Backend> Loader<'_, B> {
     /// The linear `{module}.weight`, with `{module}.bias` if `bias`.
     pub fn linear(&self, module: &str, bias: bool) -> Result<B::Linear> {
         let weight = self.tensor(&format!("{module}.weight"))?;
-        let bias = if bias { Some(self.tensor(&format!("{module}.bias"))?.to_f32()?) } else { None };
+        let bias = bias.then(|| self.finite(&format!("{module}.bias"))).transpose()?;
         Ok(self.backend.linear(self.plain(module, weight, bias)?)?)
     }
 
     /// A vector; `name` is whole.
     pub fn vector(&self, name: &str) -> Result<B::Vector> {
-        let tensor = self.tensor(name)?;
-        (self.taken)(tensor.info.bytes());
-        Ok(self.backend.vector(tensor.to_f32()?)?)
+        Ok(self.backend.vector(self.finite(name)?)?)
     }
 
     /// The norm `{module}.weight`.

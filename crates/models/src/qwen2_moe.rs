@@ -1,5 +1,6 @@
 //! Qwen1.5-MoE and Qwen2-MoE: attention with q/k/v biases, routed experts, and a shared expert behind a sigmoid gate.
 
+use crate::architecture::{MOST_EXPERTS, bounded};
 use crate::parts::{GroupedAttention, Mixture, Shared, declare_mlp, layer, load_mlp};
 use crate::{Inventory, Layer, Loader, ModelInfo, Result};
 use marlin_backend::Backend;
@@ -76,10 +77,8 @@ impl Sparsity {
 
     /// The routed experts of a Qwen mixture.
     pub(crate) fn mixture(config: &Config, default_top_k: usize) -> Result<Mixture> {
-        let experts = match config.maybe_usize("num_experts")? {
-            Some(experts) => experts,
-            None => config.usize("num_local_experts")?,
-        };
+        let key = if config.get("num_experts").is_some() { "num_experts" } else { "num_local_experts" };
+        let experts = bounded(config, key, MOST_EXPERTS)?;
         let top_k = config.usize_or("num_experts_per_tok", default_top_k)?;
         if top_k == 0 || top_k > experts {
             return Err(config.wrong("num_experts_per_tok", format!("1 to {experts}, the number of experts")).into());

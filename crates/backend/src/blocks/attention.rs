@@ -96,6 +96,10 @@ pub fn latent_input<B: Backend>(b: &B, w: &LatentAttention<B>, h: &B::Tensor, pa
     let x = w.norm.apply(b, h)?;
     let [q_a, kv_a] = linears(b, [&w.q_a_proj, &w.kv_a_proj_with_mqa], &x, pass)?;
     let latent = w.kv_a_layernorm.apply(b, &b.columns(&kv_a, 0, w.rank)?)?;
+    if pass.observer.is_some() {
+        // Attention uses this matrix in pieces; the observer is shown it whole.
+        linear(b, &w.kv_b_proj, &latent, pass)?;
+    }
     let key = b.columns(&kv_a, w.rank, w.rank + w.rope_dim)?;
     let key = b.rope(key, &w.rope, w.rope_dim, 0, pass.batch)?;
     b.append_latent(pass.kv, pass.layer, &latent, &key, pass.batch)?;

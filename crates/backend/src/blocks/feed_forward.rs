@@ -98,7 +98,11 @@ pub fn moe<B: Backend>(b: &B, w: &Moe<B>, h: B::Tensor, pass: &Pass<B>) -> Resul
     let routing = b.route(&x, &w.router.gate, w.router.bias.as_ref(), &w.router.rule)?;
     let routed = match pass.observer {
         None => b.apply_experts(&x, &w.experts, &routing)?,
-        Some(_) => observed_experts(b, w, &x, &routing, pass)?,
+        Some(_) => {
+            // The router computes its logits itself; the observer is shown them.
+            linear(b, &w.router.gate, &x, pass)?;
+            observed_experts(b, w, &x, &routing, pass)?
+        }
     };
     let h = b.add(h, &routed)?;
     let Some(shared) = &w.shared else { return Ok(h) };

@@ -34,12 +34,16 @@ impl Dense {
         match info.dtype {
             DType::F32 | DType::F16 | DType::BF16 => Ok(Self { dtype: info.dtype, rows, cols, data }),
             DType::F64 => {
-                let values: Vec<u8> = data
-                    .as_chunks::<8>()
-                    .0
-                    .iter()
-                    .flat_map(|b| (f64::from_le_bytes(*b) as f32).to_le_bytes())
-                    .collect();
+                // Source pages are given back as they are consumed, so that the peak is not both.
+                const PIECE: usize = 16 << 20;
+                let mut values = Vec::with_capacity(data.len() / 2);
+                for from in (0..data.len()).step_by(PIECE) {
+                    let piece = data.slice(from..data.len().min(from + PIECE));
+                    for bytes in piece.iter().flat_map(|piece| piece.as_chunks::<8>().0) {
+                        values.extend_from_slice(&(f64::from_le_bytes(*bytes) as f32).to_le_bytes());
+                    }
+                    piece.iter().for_each(Bytes::release);
+                }
                 Ok(Self { dtype: DType::F32, rows, cols, data: values.into() })
             }
             found => Err(Error::DType { name: info.name, expected: "F64, F32, F16 or BF16", found }),

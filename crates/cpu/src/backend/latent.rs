@@ -98,7 +98,7 @@ fn absorbed(
     scale: f32,
     out: &mut [f32],
 ) -> Result<()> {
-    let w = kv_b.require_dense("latent_attention")?;
+    let w = kv_b.whole()?;
     let LatentShape { rank, rope, .. } = s.latent;
     let mut q_lat = b.buffers.tensor(rows, s.heads * rank);
     linear::per_head_transposed(&b.cpu, q, s.nope + rope, rows, s.heads, w, 0, s.nope, q_lat.values_mut())
@@ -136,7 +136,7 @@ fn expanded(
     scale: f32,
     out: &mut [f32],
 ) -> Result<()> {
-    let w = kv_b.require_dense("latent_attention")?;
+    let w = kv_b.whole()?;
     let LatentShape { rank, block, dtype, .. } = s.latent;
     let width = s.latent.width();
     let positions = span.start + span.rows;

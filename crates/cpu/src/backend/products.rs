@@ -81,17 +81,53 @@ impl CpuBackend {
     ) -> Result<Tensor> {
         let mut dense = Vec::with_capacity(experts.0.len());
         for [gate, up, down] in &experts.0 {
-            dense.push(linear::Expert {
-                gate: gate.require_dense("experts")?,
-                up: up.require_dense("experts")?,
-                down: down.require_dense("experts")?,
-            });
+            let (Some(gate), Some(up), Some(down)) = (gate.dense()?, up.dense()?, down.dense()?) else {
+                return self.decoded_experts(x, experts, routing, add, h);
+            };
+            dense.push(linear::Expert { gate, up, down });
         }
         let route = Route { experts: &routing.experts, weights: &routing.weights, slots: routing.slots };
         let mut scratch = self.scratch();
         let buf = &mut scratch.experts;
         linear::experts(&self.cpu, self.mode, x.values(), x.rows, &dense, route, buf, add, h.values_mut())
             .map_err(shape)?;
+        Ok(h)
+    }
+
+    /// The same for experts that are not all dense: one after another, each on the rows routed to it.
+    fn decoded_experts(
+        &self,
+        x: &Tensor,
+        experts: &CpuExperts,
+        routing: &CpuRouting,
+        add: bool,
+        mut h: Tensor,
+    ) -> Result<Tensor> {
+        let (width, slots) = (x.cols, routing.slots);
+        let mut all = self.buffers.tensor(x.rows * slots, width);
+        for (e, [gate, up, down]) in experts.0.iter().enumerate() {
+            let chosen: Vec<usize> = (0..routing.experts.len()).filter(|i| routing.experts[*i] as usize == e).collect();
+            if chosen.is_empty() {
+                continue;
+            }
+            let mut input = self.buffers.tensor(chosen.len(), width);
+            for (to, i) in input.values_mut().chunks_exact_mut(width).zip(&chosen) {
+                to.copy_from_slice(&x.values()[i / slots * width..][..width]);
+            }
+            let y = self.one(down, &self.gate_up(gate, up, &input)?)?;
+            for (from, i) in y.values().chunks_exact(width).zip(&chosen) {
+                all.values_mut()[i * width..][..width].copy_from_slice(from);
+            }
+        }
+        for (row, h) in h.values_mut().chunks_exact_mut(width).enumerate() {
+            if !add {
+                h.fill(0.0);
+            }
+            for i in row * slots..(row + 1) * slots {
+                let from = &all.values()[i * width..][..width];
+                h.iter_mut().zip(from).for_each(|(h, y)| *h += routing.weights[i] * y);
+            }
+        }
         Ok(h)
     }
 

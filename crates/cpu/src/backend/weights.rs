@@ -6,7 +6,7 @@ use crate::linear::{Job, Out, linears};
 use crate::{DType, Mat, ops};
 use marlin_backend::{Error, LinearHandle, Result};
 use marlin_checkpoint::{Bytes, InputTransform, Linear, OutputTransform, Weight};
-use std::sync::Mutex;
+use std::sync::{Mutex, OnceLock};
 
 /// A linear layer.
 pub struct CpuLinear {
@@ -18,8 +18,15 @@ pub struct CpuLinear {
 }
 
 enum Kind {
-    Dense { data: Bytes, dtype: DType },
-    Decoded(Box<Linear>),
+    Dense {
+        data: Bytes,
+        dtype: DType,
+    },
+    Decoded {
+        linear: Box<Linear>,
+        /// The matrix in f32, once somebody has asked for it.
+        whole: OnceLock<Vec<u8>>,
+    },
 }
 
 impl LinearHandle for CpuLinear {
@@ -73,7 +80,7 @@ impl CpuLinear {
                 if let Ok(Some((index, value))) = bad.into_inner() {
                     return Err(not_finite(index, value));
                 }
-                Kind::Decoded(Box::new(linear.clone()))
+                Kind::Decoded { linear: Box::new(linear.clone()), whole: OnceLock::new() }
             }
         };
         Ok(Self { rows, cols, bias: linear.bias, name: linear.name, kind })
@@ -83,13 +90,20 @@ impl CpuLinear {
     pub(super) fn dense(&self) -> Result<Option<Mat<'_>>> {
         match &self.kind {
             Kind::Dense { data, dtype } => Ok(Some(Mat::new(data, *dtype, self.rows, self.cols).map_err(shape)?)),
-            Kind::Decoded(_) => Ok(None),
+            Kind::Decoded { .. } => Ok(None),
         }
     }
 
-    /// The dense matrix, biases excluded, for operations that take no other.
-    pub(super) fn require_dense(&self, op: &'static str) -> Result<Mat<'_>> {
-        self.dense()?.ok_or_else(|| Error::Unsupported { op, why: format!("{} is not a dense matrix", self.name) })
+    /// The matrix, biases excluded; one that is not dense is decoded once and kept in f32. For small matrices that an
+    /// operation needs in pieces.
+    pub(super) fn whole(&self) -> Result<Mat<'_>> {
+        match &self.kind {
+            Kind::Dense { data, dtype } => Mat::new(data, *dtype, self.rows, self.cols).map_err(shape),
+            Kind::Decoded { linear, whole } => {
+                let bytes = whole.get_or_init(|| linear.matrix().into_iter().flat_map(f32::to_le_bytes).collect());
+                Mat::new(bytes, DType::F32, self.rows, self.cols).map_err(shape)
+            }
+        }
     }
 
     pub(super) fn bias(&self) -> Option<&[f32]> {
@@ -102,22 +116,23 @@ impl CpuLinear {
             return Err(Error::shape("embed", format!("a token below {}", self.rows), token));
         }
         match &self.kind {
-            Kind::Dense { .. } => {
-                let table = self.require_dense("embed")?;
-                ops::embed(&b.cpu, table, tokens, out.values_mut()).map_err(shape)
-            }
-            Kind::Decoded(linear) => {
+            Kind::Dense { .. } => ops::embed(&b.cpu, self.whole()?, tokens, out.values_mut()).map_err(shape),
+            Kind::Decoded { linear, .. } if linear.is_plain() => {
                 for (row, token) in out.values_mut().chunks_exact_mut(self.cols).zip(tokens) {
                     linear.weight.dequantize_row(*token as usize, row);
                 }
                 Ok(())
             }
+            Kind::Decoded { .. } => Err(Error::Unsupported {
+                op: "embed",
+                why: format!("{} has transforms or padding around its matrix", self.name),
+            }),
         }
     }
 
     /// `x W^T + bias` for a weight that is not a plain dense matrix: rows are decoded into panels, the panels multiplied.
     pub(super) fn decoded(&self, b: &CpuBackend, x: &Tensor) -> Result<Tensor> {
-        let Kind::Decoded(linear) = &self.kind else {
+        let Kind::Decoded { linear, .. } = &self.kind else {
             return Err(Error::Unsupported { op: "linear", why: format!("{} is a dense matrix", self.name) });
         };
         const PANEL: usize = 256;

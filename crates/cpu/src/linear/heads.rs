@@ -40,10 +40,8 @@ pub fn per_head(
         acts.m = rows;
         acts.x_ld *= heads;
         acts.x16_ld *= heads;
-        // SAFETY: heads write disjoint columns; the slices overlap only as ranges of addresses, and `Out` keeps no
-        // reference but a pointer that tasks follow to their own elements.
-        let to = unsafe { out.part(h * n, len - h * n) };
-        jobs.push(Job::new(acts, w.slice(h * per + from, n)?, Out::new(to, heads * n)));
+        let to = Out::columns_from(out, len, h * n, heads * n);
+        jobs.push(Job::new(acts, w.slice(h * per + from, n)?, to));
     }
     run(cpu, &jobs);
     Ok(())

@@ -32,6 +32,12 @@ impl<'a> Out<'a> {
     pub fn new(data: &'a mut [f32], stride: usize) -> Out<'a> {
         Out { len: data.len(), ptr: Shared::of(data), stride, life: PhantomData }
     }
+
+    /// The columns from `from` (at most `len`) on of the `len` values at `data`: views that layers of one region hold
+    /// side by side, each writing columns of its own.
+    fn columns_from(data: Shared<f32>, len: usize, from: usize, stride: usize) -> Out<'a> {
+        Out { len: len - from, ptr: Shared(data.0.wrapping_add(from)), stride, life: PhantomData }
+    }
 }
 
 /// One layer of a parallel region: `out (+)= f(x w^T + bias)`.
