@@ -2,10 +2,12 @@
 
 mod attention;
 mod mixture;
+mod qwen_feed_forward;
 mod rope;
 
 pub(crate) use attention::GroupedAttention;
 pub(crate) use mixture::{Mixture, Shared};
+pub(crate) use qwen_feed_forward::QwenFeedForward;
 pub(crate) use rope::inverse_frequencies;
 
 use crate::{Inventory, Loader, Result};
