@@ -365,8 +365,9 @@ fn gumbel(uniform: f64) -> f32 {
     (-(-uniform.ln()).ln()) as f32
 }
 
-/// The output function of splitmix64 (Steele, Lea, Flood 2014) after one increment.
-fn mix(x: u64) -> u64 {
+/// The output function of splitmix64 (Steele, Lea, Flood 2014) after one increment: spreads numbers that lie close
+/// together over all of 64 bits.
+pub fn mix(x: u64) -> u64 {
     let z = x.wrapping_add(0x9E37_79B9_7F4A_7C15);
     let z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
     let z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);

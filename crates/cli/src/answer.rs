@@ -6,7 +6,7 @@ use crate::interrupt::Watch;
 use crate::metrics;
 use crate::progress::Bar;
 use marlin_checkpoint::text::Tokenizer;
-use marlin_engine::{Engine, Event, FinishReason, Request, TokenEvent, Usage};
+use marlin_engine::{Engine, Event, FinishReason, Request, RequestId, TokenEvent, Usage};
 use serde::Serialize;
 use std::time::Duration;
 
@@ -54,7 +54,8 @@ pub struct Answer {
     pub start_to_first: Option<Duration>,
 }
 
-/// Carries out `request`, handing each token and the text that is now certain to `receive`. Ctrl-C ends the answer.
+/// Carries out `request`, handing each token and the text that is now certain to `receive`. Ctrl-C ends the answer, and
+/// so does a `receive` that fails; no request is left behind.
 pub fn answer(
     engine: &mut Engine<Backend>,
     request: Request,
@@ -63,6 +64,22 @@ pub fn answer(
 ) -> Result<Answer> {
     let prompt = request.prompt.len() as u64;
     let id = engine.submit(request)?;
+    let outcome = follow(engine, id, prompt, watch, receive);
+    if outcome.is_err() && engine.cancel(id) {
+        // What went wrong first is what to tell.
+        let _ = engine.step();
+    }
+    outcome
+}
+
+/// Steps until `id`, whose prompt has so many tokens, has ended.
+fn follow(
+    engine: &mut Engine<Backend>,
+    id: RequestId,
+    prompt: u64,
+    watch: &Watch,
+    receive: &mut dyn FnMut(Option<u32>, &str) -> Result<()>,
+) -> Result<Answer> {
     let before = engine.stats().computed_tokens;
     let mut bar = Some(Bar::items("reading the prompt"));
     let (mut tokens, mut text, mut logprobs) = (Vec::new(), String::new(), Vec::new());
@@ -105,4 +122,28 @@ fn token_logprob(tokenizer: Option<&Tokenizer>, event: &TokenEvent) -> TokenLogp
     let text = |id: u32| tokenizer.and_then(|t| t.decode(&[id], false).ok());
     let top = event.top.iter().map(|&(token_id, logprob)| TopLogprob { token_id, text: text(token_id), logprob });
     TokenLogprob { token_id: event.token, logprob: event.logprob, top: top.collect(), text: text(event.token) }
+}
+
+#[cfg(all(test, feature = "builtin-model"))]
+mod tests {
+    use super::*;
+    use crate::args::{ContextArgs, EngineArgs};
+    use crate::model::{self, Prompt};
+    use crate::values::{Device, KvType};
+    use crate::{builtin, interrupt};
+    use marlin_engine::EngineOptions;
+
+    #[test]
+    fn nothing_is_left_running_when_the_text_cannot_be_written() {
+        let args = EngineArgs { device: Device::Cpu, threads: 1, exact: true, kv_type: KvType::Auto, verbose: false };
+        let options = EngineOptions { max_batch: 1, ..EngineOptions::default() };
+        let context = ContextArgs::default();
+        let mut engine = model::load(builtin::NAME, &args, &context, options, Prompt::Ids).unwrap().engine;
+        let request = Request { max_tokens: Some(16), ignore_eos: true, ..Request::new(vec![1, 2, 3]) };
+        let failed = answer(&mut engine, request, &interrupt::watch(), &mut |_, _| Err(Failure::BrokenPipe));
+        assert!(matches!(failed, Err(Failure::BrokenPipe)));
+        let stats = engine.stats();
+        assert!(engine.is_idle());
+        assert_eq!((stats.running, stats.waiting, stats.pool.used, stats.cancelled), (0, 0, 0, 1));
+    }
 }

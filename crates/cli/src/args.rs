@@ -41,7 +41,7 @@ pub struct EngineArgs {
     #[arg(long, env = "MARLIN_DEVICE", default_value = "auto", value_parser = values::device)]
     pub device: Device,
     /// Threads; 0 takes the physical cores
-    #[arg(long, value_name = "N", env = "MARLIN_THREADS", default_value_t = 0)]
+    #[arg(long, value_name = "N", env = "MARLIN_THREADS", default_value_t = 0, value_parser = values::threads)]
     pub threads: usize,
     /// Compute in f32 throughout, so that an answer does not depend on what runs beside it
     #[arg(long, env = "MARLIN_EXACT", value_parser = FalseyValueParser::new())]

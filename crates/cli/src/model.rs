@@ -9,6 +9,7 @@ use marlin_checkpoint::text::{ChatTemplate, Tokenizer, TokenizerConfig};
 use marlin_checkpoint::{Checkpoint, Folder, Hub};
 use marlin_engine::{Engine, EngineOptions};
 use marlin_models::{LoadOptions, Model};
+use std::cell::OnceCell;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -42,33 +43,38 @@ fn is_hub_id(name: &str) -> bool {
     matches!(repository.split_once('/'), Some((org, model)) if good(org) && good(model))
 }
 
-/// The small text files around the tensors.
-pub struct Texts {
-    /// `tokenizer.json`, if there.
-    pub tokenizer: Option<Tokenizer>,
-    /// The chat template, if there is one.
-    pub template: Option<ChatTemplate>,
+/// What a command begins with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Prompt {
+    /// Text: there is nothing to do without a tokenizer that works.
+    Text,
+    /// Token ids: a tokenizer that cannot be read is told and done without.
+    Ids,
 }
 
-impl Texts {
-    /// Reads them.
-    pub fn read(folder: &Folder) -> Result<Self> {
-        let config_name = folder.describe("tokenizer_config.json");
-        let config = folder
-            .text("tokenizer_config.json")?
-            .map(|text| TokenizerConfig::parse(&config_name, &text))
-            .transpose()?;
-        let tokenizer = folder
-            .text("tokenizer.json")?
-            .map(|text| Tokenizer::from_bytes(&folder.describe("tokenizer.json"), text.as_bytes(), config.as_ref()))
-            .transpose()?;
-        let (jinja_name, jinja) = (folder.describe("chat_template.jinja"), folder.text("chat_template.jinja")?);
-        let template = ChatTemplate::find(
-            jinja.as_deref().map(|text| (jinja_name.as_str(), text)),
-            config.as_ref().map(|config| (config_name.as_str(), config)),
-        )?;
-        Ok(Self { tokenizer, template })
-    }
+fn tokenizer_config(folder: &Folder) -> Result<Option<TokenizerConfig>> {
+    const NAME: &str = "tokenizer_config.json";
+    let text = folder.text(NAME)?;
+    Ok(text.map(|text| TokenizerConfig::parse(&folder.describe(NAME), &text)).transpose()?)
+}
+
+/// The tokenizer in `folder`, if there is one.
+pub fn tokenizer(folder: &Folder) -> Result<Option<Tokenizer>> {
+    const NAME: &str = "tokenizer.json";
+    let Some(text) = folder.text(NAME)? else { return Ok(None) };
+    let config = tokenizer_config(folder)?;
+    Ok(Some(Tokenizer::from_bytes(&folder.describe(NAME), text.as_bytes(), config.as_ref())?))
+}
+
+/// The chat template in `folder`, if there is one.
+fn template(folder: &Folder) -> Result<Option<ChatTemplate>> {
+    let config_name = folder.describe("tokenizer_config.json");
+    let config = tokenizer_config(folder)?;
+    let (jinja_name, jinja) = (folder.describe("chat_template.jinja"), folder.text("chat_template.jinja")?);
+    Ok(ChatTemplate::find(
+        jinja.as_deref().map(|text| (jinja_name.as_str(), text)),
+        config.as_ref().map(|config| (config_name.as_str(), config)),
+    )?)
 }
 
 /// A model that is ready to answer.
@@ -77,8 +83,8 @@ pub struct Loaded {
     pub engine: Engine<Backend>,
     /// Where it came from.
     pub checkpoint: Checkpoint,
-    /// Its chat template, if it has one.
-    pub template: Option<ChatTemplate>,
+    /// Its chat template, if it has one; read when a conversation first wants it.
+    template: OnceCell<Option<ChatTemplate>>,
     /// What loading took, this program's own start aside.
     pub load: Duration,
 }
@@ -91,7 +97,14 @@ impl Loaded {
 
     /// The chat template, which must be there.
     pub fn template(&self) -> Result<&ChatTemplate> {
-        Ok(self.template.as_ref().ok_or_else(|| ChatTemplate::missing(&self.checkpoint.name))?)
+        let found = match self.template.get() {
+            Some(found) => found,
+            None => {
+                let read = template(&self.checkpoint.folder)?;
+                self.template.get_or_init(|| read)
+            }
+        };
+        Ok(found.as_ref().ok_or_else(|| ChatTemplate::missing(&self.checkpoint.name))?)
     }
 }
 
@@ -104,9 +117,15 @@ pub fn no_tokenizer(checkpoint: &Checkpoint) -> Failure {
 }
 
 /// Loads the model called `name`.
-pub fn load(name: &str, engine: &EngineArgs, context: &ContextArgs, options: EngineOptions) -> Result<Loaded> {
+pub fn load(
+    name: &str,
+    engine: &EngineArgs,
+    context: &ContextArgs,
+    options: EngineOptions,
+    prompt: Prompt,
+) -> Result<Loaded> {
     let started = Instant::now();
-    load_checkpoint(open(name)?, engine, context, options, started)
+    load_checkpoint(open(name)?, engine, context, options, prompt, started)
 }
 
 /// Loads the model in `checkpoint`, which was begun to be opened when it `started`.
@@ -115,9 +134,16 @@ pub fn load_checkpoint(
     args: &EngineArgs,
     context: &ContextArgs,
     options: EngineOptions,
+    prompt: Prompt,
     started: Instant,
 ) -> Result<Loaded> {
-    let Texts { tokenizer, template } = Texts::read(&checkpoint.folder)?;
+    let tokenizer = match tokenizer(&checkpoint.folder) {
+        Err(failure @ Failure::Error(_)) if prompt == Prompt::Ids => {
+            output::note(&format!("note: the tokenizer is not used, so there is no text: {failure}"));
+            None
+        }
+        other => other?,
+    };
     let backend = Arc::new(device::open(args));
     let mut bar = Bar::bytes(format!("loading {}", checkpoint.name));
     let model = Model::load(backend.as_ref(), &checkpoint, LoadOptions::default(), &mut |p| bar.set(p.done, p.total))?;
@@ -130,11 +156,27 @@ pub fn load_checkpoint(
     let eos = checkpoint.generation.eos.clone();
     let model = Arc::new(model);
     let engine = Engine::new(backend, model, tokenizer, eos, options)?;
-    let loaded = Loaded { engine, checkpoint, template, load: started.elapsed() };
+    let loaded = Loaded { engine, checkpoint, template: OnceCell::new(), load: started.elapsed() };
+    warn(&loaded);
     if args.verbose {
         describe(&loaded);
     }
     Ok(loaded)
+}
+
+/// Says where what is computed is not what the checkpoint seems to say.
+fn warn(loaded: &Loaded) {
+    let converted = loaded.engine.model().report().converted.len();
+    if converted > 0 {
+        let tensors = if converted == 1 { "1 tensor is".to_owned() } else { format!("{converted} tensors are") };
+        output::note(&format!("note: {tensors} stored in F64 and computed with in F32"));
+    }
+    let Checkpoint { config, store, .. } = &loaded.checkpoint;
+    if config.bool_or("tie_word_embeddings", false).unwrap_or(false) && store.contains("lm_head.weight") {
+        output::note(
+            "note: lm_head.weight is ignored, for config.json has tie_word_embeddings: the embedding is used instead",
+        );
+    }
 }
 
 fn describe(loaded: &Loaded) {
@@ -153,8 +195,5 @@ fn describe(loaded: &Loaded) {
     let report = engine.model().report();
     if !report.mtp.is_empty() {
         output::note(&format!("{} tensors of the multi-token-prediction layers are not used", report.mtp.len()));
-    }
-    if !report.converted.is_empty() {
-        output::note(&format!("{} tensors are stored in f64 and computed with in f32", report.converted.len()));
     }
 }

@@ -21,6 +21,15 @@ pub fn some_tokens(text: &str) -> Result<usize, String> {
     }
 }
 
+/// Most threads that are accepted: more than any processor has, and few enough to be started.
+const MAX_THREADS: usize = 1024;
+
+/// A number of threads, 0 for as many as there are physical cores.
+pub fn threads(text: &str) -> Result<usize, String> {
+    let wrong = || format!("expected a number of threads from 0 to {MAX_THREADS}, found {text:?}");
+    text.parse().ok().filter(|n| *n <= MAX_THREADS).ok_or_else(wrong)
+}
+
 /// `ID=BIAS`; `-inf` forbids a token.
 pub fn logit_bias(text: &str) -> Result<(u32, f32), String> {
     let wrong = || format!("expected ID=BIAS such as 42=-1.5 or 42=-inf, found {text:?}");
@@ -86,6 +95,10 @@ mod tests {
             assert!(tokens(bad).unwrap_err().contains(bad), "{bad}");
         }
         assert!(some_tokens("0").is_err());
+        assert_eq!((threads("0"), threads("1024")), (Ok(0), Ok(1024)));
+        for bad in ["1025", "100000", "-1", "many"] {
+            assert!(threads(bad).unwrap_err().contains("from 0 to 1024"), "{bad}");
+        }
         assert_eq!(logit_bias("42=-1.5"), Ok((42, -1.5)));
         assert_eq!(logit_bias("7=-inf"), Ok((7, f32::NEG_INFINITY)));
         assert!(logit_bias("x=1").is_err() && logit_bias("42").is_err());

@@ -76,3 +76,31 @@ fn a_model_without_a_template_cannot_chat() {
     assert_eq!(ids_of(&found["token_ids"]), ids_of(&reference()["greedy"]["tale"]["ids"])[..4]);
     assert_eq!(found["text"], "");
 }
+
+#[test]
+fn broken_texts_matter_only_where_they_are_wanted() {
+    let folder = tempfile::tempdir().unwrap();
+    for file in
+        ["config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "model.safetensors"]
+    {
+        std::fs::copy(format!("{}/{file}", fable()), folder.path().join(file)).unwrap();
+    }
+    std::fs::write(folder.path().join("chat_template.jinja"), "{% if %}").unwrap();
+    let model = folder.path().to_str().unwrap();
+    let found = marlin(&["run", "-m", model, "Once", "-n", "2", "--json"]).json();
+    assert_eq!(ids_of(&found["token_ids"]).len(), 2);
+    for args in [&["run", "--chat", "Once"][..], &["chat"]] {
+        let error = marlin_with(&[args, &["-m", model]].concat(), "hello\n").error(1);
+        assert!(error.contains("chat_template.jinja"), "{error}");
+    }
+    std::fs::write(folder.path().join("tokenizer.json"), "{").unwrap();
+    let error = marlin(&["run", "-m", model, "Once"]).error(1);
+    assert!(error.contains("tokenizer.json"), "{error}");
+    let ids = ids_file(folder.path(), &reference_ids("tale"));
+    let found = marlin(&["run", "-m", model, "--prompt-ids", &ids, "-n", "2", "--json"]);
+    assert!(found.stderr.starts_with("note: the tokenizer is not used, so there is no text: "), "{}", found.stderr);
+    assert_eq!(ids_of(&found.json()["token_ids"]).len(), 2);
+    let out = folder.path().join("logits.npy");
+    marlin(&["logits", model, "--ids", &ids, "--last", "-o", out.to_str().unwrap()]).ok();
+    marlin(&["eval", "ppl", model, "--ids", &ids, "--context", "16"]).ok();
+}

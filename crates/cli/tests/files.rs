@@ -42,7 +42,8 @@ fn models_of_the_cache_are_listed_run_and_removed() {
     assert!(removed.stderr.starts_with("removed org/tales, 25."), "{}", removed.stderr);
     assert!(!model.exists());
     let error = in_cache(&["rm", "org/tales"], cache.path()).error(1);
-    assert!(error.starts_with("org/tales is not in the cache"), "{error}");
+    let folder = cache.path().display();
+    assert_eq!(error, format!("org/tales is not in the cache ({folder}); `metal-marlin list` shows what is"));
 }
 
 #[test]

@@ -213,6 +213,7 @@ fn bad_requests_are_refused() {
         (vec!["x", "--temperature", "-1"], "temperature: expected a number from 0 to 100, found -1"),
         (vec!["x", "--logit-bias", "9999=1"], "logit_bias: expected tokens below 4096, found 9999"),
         (vec![""], "the prompt is empty; a model needs at least one token to continue from"),
+        (vec!["x", "--stop-id", "9999"], "stop_tokens: expected tokens below 4096, found 9999"),
         (vec!["--prompt-ids", odd.to_str().unwrap()], "expected 32-bit little-endian token ids, found 3 bytes"),
         (vec!["--prompt-ids", &negative], "id 1 is -1; expected token ids from 0"),
         (vec!["--prompt-ids", "no-such-file"], "no-such-file: No such file"),
@@ -227,6 +228,7 @@ fn bad_requests_are_refused() {
         (vec!["x", "--device", "metal"], "metal is not supported by this version, which computes on the CPU only"),
         (vec!["x", "--context", "-3"], "unexpected argument '-3' found"),
         (vec!["x", "--kv-tokens", "many"], "expected a number of tokens such as 4096 or 32K, found \"many\""),
+        (vec!["x", "--threads", "100000"], "expected a number of threads from 0 to 1024, found \"100000\""),
         (vec!["x", "--kv-type", "int4"], "[possible values: auto, f32, bf16, f16]"),
         (vec!["x", "--greedy", "--top-k", "3"], "cannot be used with '--top-k <K>'"),
         (vec!["x", "--no-such-option"], "unexpected argument '--no-such-option' found"),
@@ -245,4 +247,47 @@ fn options_may_come_from_the_environment() {
     let mut command = common::command(&["run", "Once"]);
     command.env("MARLIN_DEVICE", "cuda");
     assert!(finish(command, "").error(2).contains("cuda is not supported by this version"));
+}
+
+/// The model's tensors with the last norm stored in F64.
+fn with_f64() -> Vec<u8> {
+    use marlin_checkpoint::TensorSource;
+    let file = format!("{}/model.safetensors", fable());
+    let store = marlin_checkpoint::Store::open(file.as_ref()).unwrap();
+    let (mut header, mut data) = (serde_json::Map::new(), Vec::new());
+    for info in store.tensors() {
+        let tensor = store.tensor(&info.name).unwrap();
+        let start = data.len();
+        let mut dtype = info.dtype.name();
+        if info.name == "model.norm.weight" {
+            dtype = "F64";
+            data.extend(tensor.to_f32().unwrap().iter().flat_map(|v| f64::from(*v).to_le_bytes()));
+        } else {
+            data.extend_from_slice(&tensor.data);
+        }
+        let entry = serde_json::json!({"dtype": dtype, "shape": info.shape, "data_offsets": [start, data.len()]});
+        header.insert(info.name.clone(), entry);
+    }
+    let mut header = serde_json::to_vec(&header).unwrap();
+    header.resize(header.len().next_multiple_of(8), b' ');
+    [&(header.len() as u64).to_le_bytes()[..], &header, &data].concat()
+}
+
+#[test]
+fn what_is_not_computed_as_stored_is_told() {
+    let folder = tempfile::tempdir().unwrap();
+    let model = folder.path().to_str().unwrap();
+    std::fs::copy(format!("{}/tokenizer.json", fable()), folder.path().join("tokenizer.json")).unwrap();
+    std::fs::write(folder.path().join("model.safetensors"), with_f64()).unwrap();
+    let config = std::fs::read_to_string(format!("{}/config.json", fable())).unwrap();
+    for tied in [false, true] {
+        let mut config: serde_json::Value = serde_json::from_str(&config).unwrap();
+        config["tie_word_embeddings"] = tied.into();
+        std::fs::write(folder.path().join("config.json"), config.to_string()).unwrap();
+        let found = marlin(&["run", "-m", model, "Once", "-n", "2"]);
+        assert_eq!(found.code, Some(0), "{}", found.stderr);
+        let converted = "note: 1 tensor is stored in F64 and computed with in F32\n";
+        assert_eq!(found.stderr.matches(converted).count(), 1, "{}", found.stderr);
+        assert_eq!(found.stderr.matches("note: lm_head.weight is ignored").count(), usize::from(tied));
+    }
 }

@@ -164,6 +164,10 @@ impl<B: Backend> Engine<B> {
         let vocab = self.vocab();
         request.sampling.check(vocab)?;
         self.check_tokens(&request.prompt)?;
+        let rows = self.model.info().vocab;
+        if let Some(token) = request.stop_tokens.iter().find(|t| **t as usize >= rows) {
+            return Err(Error::setting("stop_tokens", format!("tokens below {rows}"), token));
+        }
         if !request.stop.is_empty() && self.tokenizer.is_none() {
             return Err(Error::setting("stop", "no stop strings, for there is no tokenizer", request.stop.len()));
         }

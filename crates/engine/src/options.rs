@@ -57,12 +57,12 @@ pub struct KvSizing {
 impl KvSizing {
     /// Tokens the pool holds.
     pub fn tokens(&self) -> usize {
-        self.blocks as usize * self.block_size
+        (self.blocks as usize).saturating_mul(self.block_size)
     }
 
     /// Bytes the pool takes.
     pub fn bytes(&self) -> usize {
-        self.blocks as usize * self.block_bytes
+        (self.blocks as usize).saturating_mul(self.block_bytes)
     }
 
     /// Whether the pool holds less than one full context.
@@ -76,7 +76,7 @@ impl fmt::Display for KvSizing {
         write!(f, "KV memory for {} tokens ({} MB)", self.tokens(), self.bytes().div_ceil(1_000_000))?;
         if self.is_short() {
             write!(f, "; a full context of {} tokens would take {} MB", self.wanted, {
-                (self.wanted.div_ceil(self.block_size) * self.block_bytes).div_ceil(1_000_000)
+                self.wanted.div_ceil(self.block_size).saturating_mul(self.block_bytes).div_ceil(1_000_000)
             })?;
         }
         Ok(())
@@ -118,7 +118,7 @@ impl EngineOptions {
             (None, None) => {
                 // One context may take half of what is free, several together a quarter.
                 let available = available.unwrap_or(usize::MAX);
-                let several = (one * self.max_batch.min(CONTEXTS)).min(fitting(available / 4));
+                let several = one.saturating_mul(self.max_batch.min(CONTEXTS)).min(fitting(available / 4));
                 several.max(one.min(fitting(available / 2)))
             }
         };
@@ -127,7 +127,8 @@ impl EngineOptions {
             return Err(Error::NoMemory { available, block_size: size, block_bytes });
         }
         let blocks = u32::try_from(blocks).unwrap_or(u32::MAX - 1).min(u32::MAX - 1);
-        Ok(KvSizing { block_size: size, blocks, block_bytes, context: wanted.min(blocks as usize * size), wanted })
+        let context = wanted.min((blocks as usize).saturating_mul(size));
+        Ok(KvSizing { block_size: size, blocks, block_bytes, context, wanted })
     }
 }
 

@@ -221,6 +221,8 @@ fn what_can_never_be_carried_out_is_refused() {
     assert!(refuse(with(Sampling { top_p: 1.5, ..d() })).contains("top_p: expected a number from 0 to 1, found 1.5"));
     assert!(refuse(with(Sampling { repetition_penalty: 0.0, ..d() })).contains("repetition_penalty"));
     assert!(refuse(with(Sampling { logit_bias: vec![(64, 1.0)], ..d() })).contains("logit_bias"));
+    let stop_token = refuse(Request { stop_tokens: vec![64], ..request([1], 1, 0) });
+    assert_eq!(stop_token, "stop_tokens: expected tokens below 64, found 64");
     assert!(refuse(Request { stop: vec![String::new()], ..request([1], 1, 0) }).contains("stop"));
     assert!(engine.is_idle());
     // Without a limit an answer goes on to the end of what fits.

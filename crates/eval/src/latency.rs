@@ -2,6 +2,7 @@
 
 use crate::{Error, Result, Summary};
 use marlin_backend::Backend;
+use marlin_backend::sampling::mix;
 use marlin_engine::{Engine, Event, FinishReason, Request};
 use serde::Serialize;
 use std::time::Instant;
@@ -108,6 +109,7 @@ pub fn latency<B: Backend>(
 /// Times one request of `prompt` arbitrary tokens, `later` tokens beyond the first.
 fn round<B: Backend>(engine: &mut Engine<B>, prompt: usize, later: usize, seed: usize) -> Result<Round> {
     let vocab = engine.vocab().max(1) as u64;
+    // Arbitrary tokens, so that a mixture's experts are all used.
     let tokens = (0..prompt as u64).map(|i| (mix(i ^ (seed as u64) << 32) % vocab) as u32).collect();
     let request = Request { max_tokens: Some(later + 1), ignore_eos: true, ..Request::new(tokens) };
     let start = Instant::now();
@@ -128,12 +130,4 @@ fn round<B: Backend>(engine: &mut Engine<B>, prompt: usize, later: usize, seed: 
             }
         }
     }
-}
-
-/// splitmix64: arbitrary tokens, so that a mixture's experts are all used.
-fn mix(i: u64) -> u64 {
-    let mut z = i.wrapping_add(1).wrapping_mul(0x9E37_79B9_7F4A_7C15);
-    z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-    z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-    z ^ (z >> 31)
 }

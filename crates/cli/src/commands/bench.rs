@@ -3,7 +3,7 @@
 use super::doctor;
 use crate::args::{ContextArgs, EngineArgs};
 use crate::error::{Failure, Result};
-use crate::model::{self, Loaded};
+use crate::model::{self, Loaded, Prompt};
 use crate::progress::Bar;
 use crate::{builtin, interrupt, output};
 use clap::Subcommand;
@@ -106,7 +106,7 @@ fn run_latency(args: &LatencyArgs) -> Result<()> {
         Some(name) => synthetic(name)?,
         None => model::open(&args.model)?,
     };
-    let loaded = model::load_checkpoint(checkpoint, &args.engine, &context, options, started)?;
+    let loaded = model::load_checkpoint(checkpoint, &args.engine, &context, options, Prompt::Ids, started)?;
     let Loaded { mut engine, checkpoint, load, .. } = loaded;
     let sizing = *engine.sizing();
     let footprint = Footprint::of(&checkpoint.config, checkpoint.store.as_ref(), &engine.model().report().mtp);

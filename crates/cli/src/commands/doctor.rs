@@ -1,8 +1,7 @@
 //! `doctor`: what this machine is and can do.
 
 use crate::error::{Failure, Result};
-use crate::model::Texts;
-use crate::{builtin, interrupt, output};
+use crate::{builtin, interrupt, model, output};
 use marlin_checkpoint::Hub;
 use marlin_cpu::{Cpu, CpuBackend, CpuOptions, bandwidth};
 use marlin_eval::check::{self, Check};
@@ -17,7 +16,7 @@ use serde::Serialize;
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// Threads; 0 takes the physical cores
-    #[arg(long, value_name = "N", env = "MARLIN_THREADS", default_value_t = 0)]
+    #[arg(long, value_name = "N", env = "MARLIN_THREADS", default_value_t = 0, value_parser = crate::values::threads)]
     threads: usize,
     /// Measure and check nothing
     #[arg(long)]
@@ -73,7 +72,7 @@ impl SelfCheck {
             return Ok(None);
         }
         let checkpoint = builtin::open()?;
-        let Some(tokenizer) = Texts::read(&checkpoint.folder)?.tokenizer else { return Ok(None) };
+        let Some(tokenizer) = model::tokenizer(&checkpoint.folder)? else { return Ok(None) };
         let tokens = tokenizer.encode(Self::TEXT, true)?;
         let expected = check::reference_logits(&checkpoint, &tokens)?;
         let compare = |exact: bool| -> Result<Check> {

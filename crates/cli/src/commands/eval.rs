@@ -2,8 +2,9 @@
 
 use crate::args::{ContextArgs, EngineArgs};
 use crate::error::{Failure, Result};
+use crate::model::{self, Prompt};
 use crate::progress::Bar;
-use crate::{ids, interrupt, model, output};
+use crate::{ids, interrupt, output};
 use clap::{Subcommand, ValueEnum};
 use marlin_engine::EngineOptions;
 use marlin_eval::{Perplexity, Protocol, perplexity};
@@ -89,10 +90,11 @@ fn ppl(args: &Ppl) -> Result<()> {
         .as_deref()
         .map(|path| std::fs::read_to_string(path).map_err(|e| Failure::text(format!("{}: {e}", path.display()))))
         .transpose()?;
+    let prompt = if given.is_some() { Prompt::Ids } else { Prompt::Text };
     let context = ContextArgs { context: None, kv_tokens: Some(STEP.max(protocol.context()) + 512) };
     let options =
         EngineOptions { prefill_chunk: STEP, prefix_cache: false, block_size: 32, ..EngineOptions::default() };
-    let mut loaded = model::load(&args.model, &args.engine, &context, options)?;
+    let mut loaded = model::load(&args.model, &args.engine, &context, options, prompt)?;
     let mut tokens = match (given, text) {
         (Some(ids), _) => ids,
         (None, text) => loaded.tokenizer()?.encode(&text.unwrap_or_default(), false)?,

@@ -3,8 +3,9 @@
 use crate::args::ContextArgs;
 use crate::args::EngineArgs;
 use crate::error::{Failure, Result};
+use crate::model::{self, Prompt};
 use crate::progress::Bar;
-use crate::{ids, interrupt, model, npy, output};
+use crate::{ids, interrupt, npy, output};
 use marlin_engine::{EngineOptions, Window};
 use std::fs::File;
 use std::io::BufWriter;
@@ -34,7 +35,7 @@ pub fn run(args: &Args) -> Result<()> {
     let tokens = ids::read(&args.ids)?;
     let context = ContextArgs { context: None, kv_tokens: Some(tokens.len()) };
     let options = EngineOptions { max_batch: 1, prefix_cache: false, ..EngineOptions::default() };
-    let mut loaded = model::load(&args.model, &args.engine, &context, options)?;
+    let mut loaded = model::load(&args.model, &args.engine, &context, options, Prompt::Ids)?;
     let watch = interrupt::watch();
     let from = if args.last { tokens.len() - 1 } else { 0 };
     let (rows, vocab) = (tokens.len() - from, loaded.engine.model().info().vocab);

@@ -4,7 +4,7 @@ use crate::answer::{Answer, TokenLogprob, answer};
 use crate::args::{ContextArgs, EngineArgs};
 use crate::error::{Failure, Result};
 use crate::metrics::Metrics;
-use crate::model::{self, Loaded};
+use crate::model::{self, Loaded, Prompt};
 use crate::sampling::{self, SamplingArgs, StopArgs};
 use crate::values::Switch;
 use crate::{builtin, ids, interrupt, output};
@@ -75,7 +75,8 @@ pub fn run(args: &Args) -> Result<()> {
     let ids = args.prompt_ids.as_deref().map(ids::read).transpose()?;
     let text = if ids.is_some() { None } else { Some(prompt_text(args)?) };
     let options = EngineOptions { max_batch: 1, prefix_cache: false, ..EngineOptions::default() };
-    let mut loaded = model::load(&args.model, &args.engine, &args.context, options)?;
+    let prompt = if ids.is_some() { Prompt::Ids } else { Prompt::Text };
+    let mut loaded = model::load(&args.model, &args.engine, &args.context, options, prompt)?;
     let prompt = match (ids, text) {
         (Some(ids), _) => ids,
         (None, text) => encode(args, &loaded, &text.unwrap_or_default())?,

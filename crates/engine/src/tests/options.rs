@@ -34,6 +34,17 @@ fn explicit_sizes() {
 }
 
 #[test]
+fn sizes_beyond_all_memory_do_not_overflow() {
+    let options = EngineOptions { block_size: 1, ..EngineOptions::default() };
+    let sizing = options.size_kv(usize::MAX, usize::MAX, None).unwrap_err().to_string();
+    assert!(sizing.contains("do not hold one block"), "{sizing}");
+    let tokens = EngineOptions { kv_tokens: Some(usize::MAX), ..EngineOptions::default() };
+    let sizing = tokens.size_kv(usize::MAX, usize::MAX, None).unwrap();
+    assert_eq!(sizing.bytes(), usize::MAX);
+    assert!(sizing.to_string().contains("a full context of"), "{sizing}");
+}
+
+#[test]
 fn nonsense_is_refused() {
     let refuse = |options: EngineOptions| options.size_kv(4096, BLOCK, Some(1 << 30)).unwrap_err().to_string();
     let d = EngineOptions::default;

@@ -52,22 +52,18 @@ impl Input {
     /// The next turn.
     pub fn read(&mut self) -> Result<Line> {
         let turn = join(&mut |first| self.line(if first { "> " } else { ". " }))?;
-        if let (Self::Terminal(editor, _), Line::Text(text)) = (&mut *self, &turn) {
+        if let (Self::Terminal(editor, file), Line::Text(text)) = (&mut *self, &turn) {
             // Only history is lost if it cannot be kept.
             let _ = editor.add_history_entry(text.as_str());
-        }
-        Ok(turn)
-    }
-
-    /// Keeps the history.
-    pub fn close(self) {
-        if let Self::Terminal(mut editor, Some(file)) = self {
-            let folder = file.parent().map(std::fs::create_dir_all);
-            if matches!(folder, Some(Ok(()))) {
-                // A conversation should not end with a complaint about its history.
-                let _ = editor.save_history(&file);
+            // At once: however the program ends, what was typed is there next time.
+            if let Some(file) = file
+                && matches!(file.parent().map(std::fs::create_dir_all), Some(Ok(())))
+            {
+                // A conversation should not be disturbed by a complaint about its history.
+                let _ = editor.append_history(file);
             }
         }
+        Ok(turn)
     }
 
     fn line(&mut self, prompt: &str) -> Result<Line> {

@@ -6,11 +6,12 @@ mod thinking;
 use crate::answer::{Answer, answer};
 use crate::args::{ContextArgs, EngineArgs};
 use crate::error::{Failure, Result};
+use crate::interrupt::{self, Watch};
 use crate::metrics::Metrics;
-use crate::model::{self, Loaded};
+use crate::model::{self, Loaded, Prompt};
 use crate::sampling::{self, SamplingArgs, StopArgs};
 use crate::values::Switch;
-use crate::{builtin, interrupt, output};
+use crate::{builtin, output};
 use input::{Input, Line};
 use marlin_checkpoint::text::{ChatOptions, Message, starts_in_thinking};
 use marlin_engine::{EngineOptions, FinishReason};
@@ -53,7 +54,7 @@ A line that ends with \\ goes on in the next; \"\"\" begins and ends a text of s
 
 pub fn run(args: &Args) -> Result<()> {
     let options = EngineOptions { max_batch: 1, ..EngineOptions::default() };
-    let loaded = model::load(&args.model, &args.engine, &args.context, options)?;
+    let loaded = model::load(&args.model, &args.engine, &args.context, options, Prompt::Text)?;
     loaded.template()?;
     loaded.tokenizer()?;
     let mut input = Input::open();
@@ -82,7 +83,6 @@ pub fn run(args: &Args) -> Result<()> {
             Line::Text(text) => chat.say(text)?,
         }
     }
-    input.close();
     Ok(())
 }
 
@@ -131,8 +131,10 @@ impl Chat<'_> {
 
     /// A turn: the user's text, the model's answer. What goes wrong with the text is told and the text forgotten.
     fn say(&mut self, text: String) -> Result<()> {
+        // From here to the end of the turn Ctrl-C stops the answer, and not the program.
+        let watch = interrupt::watch();
         self.messages.push(Message::user(text));
-        let outcome = self.answer();
+        let outcome = self.answer(&watch);
         match outcome {
             Ok(message) => self.messages.push(message),
             Err(Failure::Error(error)) => {
@@ -148,7 +150,7 @@ impl Chat<'_> {
         self.system.iter().map(Message::system).chain(self.messages.iter().cloned()).collect()
     }
 
-    fn answer(&mut self) -> Result<Message> {
+    fn answer(&mut self, watch: &Watch) -> Result<Message> {
         let options = ChatOptions { enable_thinking: self.think, ..ChatOptions::default() };
         let prompt = self.loaded.template()?.render(&self.conversation(), &options)?;
         let tokenizer = self.loaded.tokenizer()?;
@@ -159,10 +161,9 @@ impl Chat<'_> {
         if self.turns == 0 {
             sampling::describe(&self.args.engine, &request);
         }
-        let watch = interrupt::watch();
         let styled = output::is_terminal();
         let Answer { reason, usage, start_to_first, .. } =
-            answer(&mut self.loaded.engine, request, &watch, &mut |token, piece| {
+            answer(&mut self.loaded.engine, request, watch, &mut |token, piece| {
                 output::print(&thinking.push(token, piece, styled))
             })?;
         output::print(&thinking.end(styled))?;
