@@ -119,6 +119,33 @@ fn fast_logits_do_not_depend_on_chunks_or_company() {
     }
 }
 
+/// What fast mode states: logits of a long prefill of latent attention, which expands keys and values, part from those
+/// of short chunks by at most this. A greedy choice may change only where it led by less.
+const EXPANDED_TOLERANCE: f32 = 0.15;
+
+#[test]
+fn fast_latent_attention_parts_within_its_tolerance() {
+    let folder = root().join("models/fable-glm4-moe-lite");
+    let b = cpu(false);
+    let model = load(&b, &folder, Residency::Resident);
+    let mut ids = Expected::open(&folder).ids("long.input_ids");
+    ids.extend(ids.clone());
+    let run = Runner::new(&b, &model);
+    let mut parted = 0.0f32;
+    for length in [384, 450, 512, 600] {
+        let whole = run.step(&[(&ids[..length], 0, 0)]).remove(0);
+        let mut chunked = Vec::new();
+        for start in (0..length).step_by(64) {
+            chunked = run.step(&[(&ids[start..(start + 64).min(length)], start, 32)]).remove(0);
+        }
+        let off = worst(&whole, &chunked);
+        assert!(off <= EXPANDED_TOLERANCE, "{length}: {off}");
+        parted = parted.max(off);
+    }
+    assert!(parted > 0.0, "no prefill was expanded");
+    println!("parted by at most {parted}");
+}
+
 #[test]
 fn greedy_text_equals_that_of_transformers() {
     for folder in models() {
