@@ -73,11 +73,11 @@ pub fn latency<B: Backend>(
         }
         let first = match prompt {
             0 => None,
-            _ => Some(round(engine, prompt, 0, number)?.first),
+            _ => Some(round(engine, prompt, 0, number, &mut || progress(number, total))?.first),
         };
         let later = match generate {
             0 => Vec::new(),
-            _ => round(engine, depth.max(1), generate, number)?.later,
+            _ => round(engine, depth.max(1), generate, number, &mut || progress(number, total))?.later,
         };
         if number < warmup {
             continue;
@@ -106,8 +106,15 @@ pub fn latency<B: Backend>(
     })
 }
 
-/// Times one request of `prompt` arbitrary tokens, `later` tokens beyond the first.
-fn round<B: Backend>(engine: &mut Engine<B>, prompt: usize, later: usize, seed: usize) -> Result<Round> {
+/// Times one request of `prompt` arbitrary tokens, `later` tokens beyond the first; asks before every step whether to
+/// `go_on`, and leaves nothing in the engine if not.
+fn round<B: Backend>(
+    engine: &mut Engine<B>,
+    prompt: usize,
+    later: usize,
+    seed: usize,
+    go_on: &mut dyn FnMut() -> bool,
+) -> Result<Round> {
     let vocab = engine.vocab().max(1) as u64;
     // Arbitrary tokens, so that a mixture's experts are all used.
     let tokens = (0..prompt as u64).map(|i| (mix(i ^ (seed as u64) << 32) % vocab) as u32).collect();
@@ -116,6 +123,11 @@ fn round<B: Backend>(engine: &mut Engine<B>, prompt: usize, later: usize, seed: 
     let id = engine.submit(request)?;
     let mut times = Vec::with_capacity(later + 1);
     loop {
+        if !go_on() {
+            engine.cancel(id);
+            engine.step()?;
+            return Err(Error::Stopped);
+        }
         for event in engine.step()? {
             match event {
                 Event::Token(t) if t.id == id => times.push(start.elapsed().as_secs_f64()),
