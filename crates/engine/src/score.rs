@@ -49,7 +49,8 @@ struct Running<'a> {
 
 impl<B: Backend> Engine<B> {
     /// Runs independent windows through the model, several in a step where they are short, and hands their logits to
-    /// `receive`, windows' positions in order, never more than `logits_memory` bytes at once. Running requests keep
+    /// `receive`, windows' positions in order, never more than `logits_memory` bytes at once. A step without wanted
+    /// logits calls it with no rows, so that an error from it stops the work between any two steps. Running requests keep
     /// their blocks; the prefix cache gives way where needed.
     pub fn score(
         &mut self,
@@ -146,6 +147,10 @@ impl<B: Backend> Engine<B> {
             let logits = self.model.forward(b, &batch, &self.kv, None)?;
             b.submit()?;
             if step.outputs.is_empty() {
+                // Nothing to hand over, but the receiver may want to stop.
+                if let Some(running) = group.first() {
+                    receive(LogitRows { window: running.index, first: running.done, vocab, values: &[] })?;
+                }
                 continue;
             }
             let values = b.read(&logits)?;

@@ -60,10 +60,11 @@ pub fn run(args: &Args) -> Result<()> {
         Ok(())
     });
     drop(bar);
-    if let Some(failure) = stopped {
+    if let Some(failure) = stopped.or(outcome.err().map(Failure::from)) {
+        // A part would look like the whole. The failure says why; that the part could not be removed adds nothing.
+        let _ = std::fs::remove_file(&args.output);
         return Err(failure);
     }
-    outcome?;
     file.finish().map_err(failed)?;
     if !finite {
         return Err(Failure::text(format!(
