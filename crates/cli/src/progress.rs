@@ -60,14 +60,14 @@ impl Drop for Bar {
 
 /// A bar for each file that is downloaded or written; Ctrl-C stops the work.
 pub struct Files<'a> {
-    watch: &'a Watch,
+    watch: Option<&'a Watch>,
     bars: MultiProgress,
     by_item: Mutex<HashMap<String, ProgressBar>>,
 }
 
 impl<'a> Files<'a> {
     /// No files yet.
-    pub fn new(watch: &'a Watch) -> Self {
+    pub fn new(watch: Option<&'a Watch>) -> Self {
         Self { watch, bars: MultiProgress::new(), by_item: Mutex::default() }
     }
 
@@ -101,6 +101,6 @@ impl marlin_checkpoint::Progress for Files<'_> {
     }
 
     fn cancelled(&self) -> bool {
-        self.watch.pressed()
+        self.watch.is_some_and(Watch::pressed)
     }
 }

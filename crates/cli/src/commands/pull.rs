@@ -1,8 +1,8 @@
 //! `pull`: from the hub into the cache.
 
 use crate::error::Result;
+use crate::output;
 use crate::progress::Files;
-use crate::{interrupt, output};
 use marlin_checkpoint::Hub;
 
 /// Download a model from the Hugging Face hub
@@ -22,8 +22,8 @@ pub struct Args {
 
 pub fn run(args: &Args) -> Result<()> {
     let hub = Hub::from_env()?;
-    let watch = interrupt::watch();
-    let folder = hub.pull(&args.id, &Files::new(&watch))?;
+    // Unwatched, Ctrl-C ends the program at once, even while a server is silent; what has come is resumed next time.
+    let folder = hub.pull(&args.id, &Files::new(None))?;
     if args.json {
         return output::print_json(&serde_json::json!({ "id": args.id, "path": folder }));
     }

@@ -46,7 +46,7 @@ pub fn run(args: &Args) -> Result<()> {
         )));
     }
     let watch = interrupt::watch();
-    write_sharded(&source, &args.output, SHARD, &Files::new(&watch))?;
+    write_sharded(&source, &args.output, SHARD, &Files::new(Some(&watch)))?;
     let text = serde_json::to_string_pretty(config.entries())? + "\n";
     std::fs::write(&path, text).map_err(|e| Failure::text(format!("{}: {e}", path.display())))?;
     let bytes: u64 = source.tensors().iter().map(|t| t.bytes() as u64).sum();
