@@ -2,7 +2,7 @@
 
 use crate::blocks::{Attention, Head, LatentAttention, Mlp, Moe, RouterRule};
 use crate::{KvSpec, Result, Sample, SampleRow, Step, blocks};
-use marlin_checkpoint::Linear;
+use marlin_checkpoint::{LatentProjection, Linear};
 
 /// A linear that a backend holds.
 pub trait LinearHandle {
@@ -161,13 +161,12 @@ pub trait Backend: Send + Sync + Sized + 'static {
         scale: f32,
         batch: &Self::Batch,
     ) -> Result<Self::Tensor>;
-    /// Causal latent attention of queries `[n, heads * (nope + rope)]` with `kv_b` `[heads * (nope + value), rank]`;
-    /// `[n, heads * value]`.
+    /// Causal latent attention of queries `[n, heads * (nope + rope)]` with the projection `kv_b`; `[n, heads * value]`.
     #[allow(clippy::too_many_arguments)]
     fn latent_attention(
         &self,
         q: &Self::Tensor,
-        kv_b: &Self::Linear,
+        kv_b: LatentProjection<&Self::Linear>,
         kv: &Self::Kv,
         layer: usize,
         heads: usize,

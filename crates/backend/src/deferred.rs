@@ -2,7 +2,7 @@
 
 use crate::blocks::RouterRule;
 use crate::{Backend, Error, Expert, KvSpec, LatentForm, LinearHandle, Result, RopeTable, Sample, SampleRow, Step};
-use marlin_checkpoint::Linear;
+use marlin_checkpoint::{LatentProjection, Linear};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 type Work<B> = Box<dyn FnOnce(&B) -> Result<()> + Send>;
@@ -223,7 +223,7 @@ impl<B: Backend> Backend for Deferred<B> {
     fn latent_attention(
         &self,
         q: &Self::Tensor,
-        kv_b: &Self::Linear,
+        kv_b: LatentProjection<&Self::Linear>,
         kv: &Self::Kv,
         layer: usize,
         heads: usize,
@@ -231,10 +231,12 @@ impl<B: Backend> Backend for Deferred<B> {
         form: LatentForm,
         batch: &Self::Batch,
     ) -> Result<Self::Tensor> {
-        let (q, kv_b, kv, batch) = (q.clone(), kv_b.clone(), kv.clone(), batch.clone());
+        let (q, kv_b, kv, batch) = (q.clone(), kv_b.map(Clone::clone), kv.clone(), batch.clone());
         let op = "latent_attention";
-        Ok(self
-            .later(move |b| b.latent_attention(q.get(op)?, &kv_b.0, &kv.0, layer, heads, scale, form, batch.get(op)?)))
+        Ok(self.later(move |b| {
+            let kv_b = kv_b.as_ref().map(|shared| &*shared.0);
+            b.latent_attention(q.get(op)?, kv_b, &kv.0, layer, heads, scale, form, batch.get(op)?)
+        }))
     }
 
     fn swiglu(&self, gate: Self::Tensor, up: &Self::Tensor) -> Result<Self::Tensor> {

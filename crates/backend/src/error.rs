@@ -47,6 +47,9 @@ pub enum Error {
         /// What is not offered.
         why: String,
     },
+    /// A weight's bytes could not be read.
+    #[error(transparent)]
+    Checkpoint(#[from] marlin_checkpoint::Error),
     /// An earlier operation failed on the device.
     #[error("device: {0}")]
     Device(String),

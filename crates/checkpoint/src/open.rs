@@ -5,7 +5,8 @@ use std::sync::Arc;
 
 use crate::container::{INDEX_NAME, SINGLE_NAME};
 use crate::folder::EmbeddedFiles;
-use crate::{Bytes, Config, Error, Folder, GenerationConfig, Result, Store, TensorSource};
+use crate::modules::HuggingFace;
+use crate::{Bytes, Config, Error, Folder, GenerationConfig, Modules, Result, Store, TensorSource};
 
 /// Everything a model is built from.
 #[derive(Clone)]
@@ -57,6 +58,11 @@ impl Checkpoint {
     ) -> Result<Self> {
         let generation = GenerationConfig::load(&folder, &config)?;
         Ok(Self { name: name.into(), config, generation, store, folder })
+    }
+
+    /// The modules that the tensors make up.
+    pub fn modules(&self) -> Result<Arc<dyn Modules>> {
+        Ok(Arc::new(HuggingFace::new(self.store.clone(), self.config.clone())))
     }
 
     fn small(folder: Folder) -> Result<(Config, GenerationConfig, Folder)> {

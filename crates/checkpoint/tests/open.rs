@@ -3,7 +3,7 @@
 
 use std::path::{Path, PathBuf};
 
-use marlin_checkpoint::{Checkpoint, DType, RopeScaling, expert};
+use marlin_checkpoint::{Checkpoint, DType, RopeScaling};
 
 fn repository() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../..")
@@ -32,9 +32,9 @@ fn the_built_in_model() {
     assert_eq!(tensors.len(), 325);
     assert_eq!(tensors.iter().map(|t| t.elements()).sum::<usize>(), 12_690_256);
 
-    let up = expert(&*checkpoint.store, "model.layers.1.mlp.experts", 3).unwrap().up;
-    assert_eq!((up.info.dtype, up.info.shape.as_slice()), (DType::BF16, [128, 256].as_slice()));
-    let values = up.to_f32().unwrap();
+    let up = checkpoint.modules().unwrap().linear("model.layers.1.mlp.experts.3.up_proj", [128, 256]).unwrap();
+    assert_eq!((up.stored.detail.as_str(), up.stored.bits, up.stored.bytes), ("bf16", 16, 65536));
+    let values = up.build().unwrap().matrix().unwrap();
     assert_eq!(values[..4], [-0.0128173828125, 0.076171875, -0.0263671875, 0.017578125]);
     assert_eq!(values.iter().map(|&x| f64::from(x)).sum::<f64>(), -4.843268182594329);
     let bias = checkpoint.store.tensor("model.layers.1.mlp.gate.e_score_correction_bias").unwrap();

@@ -24,7 +24,7 @@ fn shared(part: &str) -> Option<PathBuf> {
 /// Squared error of `values` over the squared size of the original weight called `name`.
 fn error(name: &str, values: &[f32]) -> Option<f64> {
     let original = Store::open(&shared("models/fable-qwen3")?).unwrap().tensor(&format!("{name}.weight")).unwrap();
-    let original = Weight::Dense(Dense::new(original).unwrap()).dequantize();
+    let original = Weight::Dense(Dense::new(original).unwrap()).dequantize().unwrap();
     assert_eq!(original.len(), values.len());
     let squares = |f: &dyn Fn(usize) -> f32| (0..values.len()).map(|i| f64::from(f(i)).powi(2)).sum::<f64>();
     Some(squares(&|i| values[i] - original[i]) / squares(&|i| original[i]))
@@ -33,7 +33,7 @@ fn error(name: &str, values: &[f32]) -> Option<f64> {
 /// Bits of elements (0, 0), (0, 1), (0, 767), (255, 5), and the sum of all bits.
 fn check(weight: Grouped, bits: [u32; 4], sum: u64, most: f64) {
     let disk = weight.bytes();
-    let values = Weight::Grouped(Box::new(weight)).dequantize();
+    let values = Weight::Grouped(Box::new(weight)).dequantize().unwrap();
     let at = |r: usize, c: usize| values[r * SHAPE[1] + c].to_bits();
     assert_eq!([at(0, 0), at(0, 1), at(0, 767), at(255, 5)], bits);
     assert_eq!(values.iter().map(|v| u64::from(v.to_bits())).sum::<u64>(), sum);
@@ -104,7 +104,7 @@ fn exl3() {
                     OutputTransform::Hadamard { scale: scale("svh"), block: 128 },
                 )
                 .unwrap();
-            let error = error(name, &linear.matrix()).unwrap();
+            let error = error(name, &linear.matrix().unwrap()).unwrap();
             println!("{name}: {bits} bits, squared error {error:.4}");
             assert!(error < most, "{name}: {error}");
         }

@@ -8,7 +8,7 @@ use marlin_backend::{
 };
 use marlin_checkpoint::weight::{ScaleTree, ScaleType, Scales, ValueMap, Zero};
 use marlin_checkpoint::{
-    Bytes, DType, Dense, Grouped, InputTransform, Linear, OutputTransform, Tensor, TensorInfo, Weight,
+    Bytes, DType, Dense, Grouped, InputTransform, LatentProjection, Linear, OutputTransform, Tensor, TensorInfo, Weight,
 };
 use marlin_cpu::{Cpu, CpuBackend, CpuOptions, Level};
 
@@ -224,12 +224,23 @@ fn latent_attention_in_both_forms() {
     let (c0, p0, c1, p1) =
         (numbers.many(37 * rank), numbers.many(37 * rope), numbers.many(7 * rank), numbers.many(7 * rope));
     let q = numbers.many(7 * heads * (nope + rope));
-    let coded = numbers.four_bits(heads * (nope + value), rank, ValueMap::E2M1);
+    let kv_b = LatentProjection::Whole(kv_b);
+    let coded = LatentProjection::Whole(numbers.four_bits(heads * (nope + value), rank, ValueMap::E2M1));
+    let mut plain = |rows, cols| numbers.plain("split", rows, cols, DType::BF16);
+    let split = LatentProjection::Split { k: plain(heads * rank, nope), v: plain(heads * value, rank) };
+    let (k, v) = (heads * rank, heads * value);
+    let coded_split = LatentProjection::Split {
+        k: numbers.four_bits(k, nope, ValueMap::E2M1),
+        v: numbers.four_bits(v, rank, ValueMap::E2M1),
+    };
     for (form, kv_b) in [
         (LatentForm::Absorbed, &kv_b),
         (LatentForm::Expanded, &kv_b),
         (LatentForm::Auto, &kv_b),
         (LatentForm::Auto, &coded),
+        (LatentForm::Auto, &split),
+        (LatentForm::Expanded, &split),
+        (LatentForm::Auto, &coded_split),
     ] {
         twins!("latent attention", |b| {
             let kv = b.kv(pool(KvLayout::Latent { rank, rope }))?;
@@ -237,8 +248,8 @@ fn latent_attention_in_both_forms() {
             let write = |rows, values: &Vec<f32>| b.write(rows, values.len() / rows, values.clone());
             b.append_latent(&kv, 0, &write(37, &c0)?, &write(37, &p0)?, &first)?;
             b.append_latent(&kv, 0, &write(7, &c1)?, &write(7, &p1)?, &second)?;
-            let w = b.linear(kv_b.clone())?;
-            b.read(&b.latent_attention(&write(7, &q)?, &w, &kv, 0, heads, 0.2, form, &second)?)
+            let w = kv_b.as_ref().map(|w| b.linear(w.clone())).transpose()?;
+            b.read(&b.latent_attention(&write(7, &q)?, w.as_ref(), &kv, 0, heads, 0.2, form, &second)?)
         });
     }
 }

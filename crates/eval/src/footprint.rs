@@ -1,6 +1,7 @@
 //! What a checkpoint weighs, from names, types and shapes alone.
 
-use marlin_checkpoint::{Config, TensorInfo, TensorSource};
+use marlin_checkpoint::{Config, TensorSource};
+use marlin_models::Report;
 use serde::Serialize;
 use std::collections::{BTreeMap, HashSet};
 
@@ -44,11 +45,10 @@ pub fn experts(config: &Config) -> Option<(usize, usize)> {
 }
 
 impl Footprint {
-    /// Of the tensors in `source`; `mtp` are the names of those that only speculation uses.
-    pub fn of(config: &Config, source: &dyn TensorSource, mtp: &[String]) -> Self {
-        let mtp: HashSet<&str> = mtp.iter().map(String::as_str).collect();
+    /// Of a checkpoint's tensors, and of the modules (by name) that they make up.
+    pub fn of(config: &Config, source: &dyn TensorSource, report: &Report) -> Self {
+        let mtp: HashSet<&str> = report.mtp.iter().map(String::as_str).collect();
         let experts = experts(config);
-        let tied = config.bool_or("tie_word_embeddings", false).unwrap_or(false);
         let mut sum = Self::default();
         for tensor in source.tensors() {
             let (elements, bytes) = (tensor.elements() as u64, tensor.bytes() as u64);
@@ -59,38 +59,33 @@ impl Footprint {
             sum.bytes += bytes;
             if mtp.contains(tensor.name.as_str()) {
                 sum.mtp_parameters += elements;
-                continue;
             }
-            if tied && tensor.name == "lm_head.weight" {
-                continue;
-            }
+        }
+        let own_head = report.modules.iter().any(|(name, _)| name == "lm_head");
+        for (name, stored) in &report.modules {
             let part = |whole: u64| match experts {
-                Some((chosen, all)) if tensor.name.contains(".experts.") => {
+                Some((chosen, all)) if name.contains(".experts.") => {
                     (u128::from(whole) * chosen as u128 / all as u128) as u64
                 }
                 _ => whole,
             };
-            if !tensor.name.ends_with(BUFFER) {
-                sum.parameters += elements;
-                sum.active_parameters += part(elements);
+            if !name.ends_with(BUFFER) {
+                sum.parameters += stored.elements();
+                sum.active_parameters += part(stored.elements());
             }
-            sum.bytes_per_token += match is_embedding(tensor) && !tied {
-                true => bytes / tensor.shape.first().copied().unwrap_or(1).max(1) as u64,
-                false => part(bytes),
+            sum.bytes_per_token += match name.ends_with("embed_tokens") && own_head {
+                true => stored.bytes / stored.features.first().copied().unwrap_or(1).max(1) as u64,
+                false => part(stored.bytes),
             };
         }
         sum
     }
 }
 
-fn is_embedding(tensor: &TensorInfo) -> bool {
-    tensor.name.ends_with("embed_tokens.weight")
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use marlin_checkpoint::{DType, Synthetic};
+    use marlin_checkpoint::{DType, Stored, Synthetic, TensorInfo};
 
     #[test]
     fn counts_experts_by_the_share_that_is_chosen() {
@@ -102,11 +97,26 @@ mod tests {
             info("model.layers.1.eh_proj.weight", &[4, 8]),
             info("model.norm.weight", &[4]),
         ]);
+        let stored = |features: &[usize]| Stored {
+            scheme: "dense",
+            detail: "bf16".into(),
+            bits: 16,
+            group: None,
+            features: features.to_vec(),
+            bytes: 2 * features.iter().product::<usize>() as u64,
+            tensors: Vec::new(),
+        };
+        let mut modules = vec![("model.embed_tokens".into(), stored(&[10, 4])), ("model.norm".into(), stored(&[4]))];
+        for e in 0..4 {
+            let expert = |part: &str| (format!("model.layers.0.mlp.experts.{e}.{part}_proj"), stored(&[3, 4]));
+            modules.extend([expert("gate"), expert("up")]);
+        }
+        let report = Report { modules, mtp: vec!["model.layers.1.eh_proj.weight".into()], converted: Vec::new() };
         let config = Config::parse("c", r#"{"num_experts": 4, "num_experts_per_tok": 1}"#).unwrap();
-        let found = Footprint::of(&config, &source, &["model.layers.1.eh_proj.weight".into()]);
+        let found = Footprint::of(&config, &source, &report);
         assert_eq!((found.parameters, found.active_parameters), (40 + 96 + 4, 40 + 24 + 4));
         assert_eq!((found.mtp_parameters, found.bytes), (32, 2 * 172));
-        assert_eq!(found.bytes_per_token, 2 * (4 + 24 + 4));
+        assert_eq!(found.bytes_per_token, 2 * (40 + 24 + 4));
         assert_eq!(found.dtypes["BF16"], TypeCount { tensors: 4, elements: 172, bytes: 344 });
     }
 }

@@ -142,7 +142,7 @@ impl Architecture {
         }
         inventory.vector("model.norm.weight", info.hidden);
         if info.tied {
-            inventory.ignore("lm_head.weight");
+            inventory.optional("lm_head", info.vocab, info.hidden);
         } else {
             inventory.matrix("lm_head", info.vocab, info.hidden);
         }

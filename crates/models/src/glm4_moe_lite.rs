@@ -5,7 +5,7 @@ use crate::parts::{Mixture, Shared, declare_mlp, inverse_frequencies, layer, loa
 use crate::{Inventory, Layer, Loader, ModelInfo, Result};
 use marlin_backend::blocks::{LatentAttention, RouterRule, Scoring};
 use marlin_backend::{Backend, KvLayout, RopeTable};
-use marlin_checkpoint::{Config, RopeConfig, RopeScaling};
+use marlin_checkpoint::{Config, LatentSizes, RopeConfig, RopeScaling};
 use std::sync::Arc;
 
 /// transformers builds the two norms inside the attention with its default, whatever `rms_norm_eps` says.
@@ -135,7 +135,8 @@ impl Glm4MoeLite {
         );
         inventory.matrix(&module("kv_a_proj_with_mqa"), self.kv_lora_rank + self.qk_rope_head_dim, hidden);
         inventory.vector(&module("kv_a_layernorm.weight"), self.kv_lora_rank);
-        inventory.matrix(&module("kv_b_proj"), heads * (self.qk_nope_head_dim + self.v_head_dim), self.kv_lora_rank);
+        let sizes = LatentSizes { heads, nope: self.qk_nope_head_dim, value: self.v_head_dim, rank: self.kv_lora_rank };
+        inventory.latent(&module("kv_b_proj"), sizes);
         inventory.matrix(&module("o_proj"), hidden, heads * self.v_head_dim);
     }
 
@@ -180,7 +181,7 @@ impl Glm4MoeLite {
             q_b_proj: linear("q_b_proj")?,
             kv_a_proj_with_mqa: linear("kv_a_proj_with_mqa")?,
             kv_a_layernorm: loader.norm(&module("kv_a_layernorm"), LATENT_NORM_EPS)?,
-            kv_b_proj: linear("kv_b_proj")?,
+            kv_b_proj: loader.latent(&module("kv_b_proj"))?,
             o_proj: linear("o_proj")?,
             rope: Arc::new(loader.backend.rope_table(table)?),
             heads: self.num_attention_heads,

@@ -1,66 +1,49 @@
-//! Which tensors a model is made of, and whether a checkpoint has them.
+//! Which modules a model is made of, and whether a checkpoint has them.
 
 use crate::{Error, Result};
-use marlin_checkpoint::{DType, TensorInfo, TensorSource};
+use marlin_checkpoint::{DType, LatentSizes, Modules, Stored, TensorInfo, TensorSource};
 use std::collections::{HashMap, HashSet};
 
-/// Names and shapes of a model's tensors, experts one by one (a checkpoint may stack them).
+/// Names and shapes of a model's parameters, experts one by one, as the models are published.
 #[derive(Clone, Debug, Default)]
 pub struct Inventory {
     required: Vec<TensorInfo>,
     mtp: Vec<TensorInfo>,
     ignored: Vec<String>,
-    mixtures: Vec<Mixture>,
+    latents: HashMap<String, LatentSizes>,
+    shapes: HashMap<String, [usize; 2]>,
+    lengths: HashMap<String, usize>,
 }
 
-/// The experts below a prefix, which a checkpoint may stack.
-#[derive(Clone, Debug)]
-struct Mixture {
-    prefix: String,
-    count: usize,
-    hidden: usize,
-    intermediate: usize,
-}
-
-impl Mixture {
-    /// Names and shapes of the stacked tensors.
-    fn stacked(&self) -> [(String, Vec<usize>); 2] {
-        [
-            (format!("{}.gate_up_proj", self.prefix), vec![self.count, 2 * self.intermediate, self.hidden]),
-            (format!("{}.down_proj", self.prefix), vec![self.count, self.hidden, self.intermediate]),
-        ]
-    }
-
-    /// Whether `name` is one of the experts' own tensors.
-    fn owns(&self, name: &str) -> bool {
-        name.strip_prefix(self.prefix.as_str()).and_then(|rest| rest.strip_prefix('.')).is_some_and(|rest| {
-            rest.split_once('.').is_some_and(|(e, _)| e.parse::<usize>().is_ok_and(|e| e < self.count))
-        })
-    }
-}
-
-/// What a checkpoint has beside what is computed with.
+/// What a checkpoint has.
 #[derive(Clone, Debug, Default)]
 pub struct Report {
+    /// Every module and vector that is computed with, by name, and how it is stored.
+    pub modules: Vec<(String, Stored)>,
     /// Tensors of the multi-token-prediction layers: recognised, and used by speculation only.
     pub mtp: Vec<String>,
     /// Stored in f64, computed with in f32.
     pub converted: Vec<String>,
 }
 
-/// Saved by old versions of transformers; computed from the configuration instead.
-const DERIVED: &str = "rotary_emb.inv_freq";
-
 impl Inventory {
     /// A linear's matrix `{module}.weight` `[rows, cols]`.
     pub(crate) fn matrix(&mut self, module: &str, rows: usize, cols: usize) {
+        self.shapes.insert(module.to_owned(), [rows, cols]);
         self.push(format!("{module}.weight"), DType::BF16, vec![rows, cols]);
+    }
+
+    /// A latent attention layer's projection `{module}.weight` `[heads * (nope + value), rank]`.
+    pub(crate) fn latent(&mut self, module: &str, sizes: LatentSizes) {
+        self.latents.insert(module.to_owned(), sizes);
+        self.matrix(module, sizes.heads * (sizes.nope + sizes.value), sizes.rank);
     }
 
     /// A vector; `name` is whole.
     pub(crate) fn vector(&mut self, name: &str, len: usize) {
         // The router's correction is kept in f32 everywhere.
         let dtype = if name.ends_with("e_score_correction_bias") { DType::F32 } else { DType::BF16 };
+        self.lengths.insert(name.to_owned(), len);
         self.push(name.to_owned(), dtype, vec![len]);
     }
 
@@ -69,7 +52,6 @@ impl Inventory {
         for e in 0..count {
             self.swiglu(&format!("{prefix}.{e}"), hidden, intermediate);
         }
-        self.mixtures.push(Mixture { prefix: prefix.to_owned(), count, hidden, intermediate });
     }
 
     /// `{prefix}.{gate,up,down}_proj`.
@@ -79,9 +61,10 @@ impl Inventory {
         self.matrix(&format!("{prefix}.down_proj"), hidden, intermediate);
     }
 
-    /// A tensor that may be there and is not used.
-    pub(crate) fn ignore(&mut self, name: &str) {
-        self.ignored.push(name.to_owned());
+    /// A module that may be there and need not be used.
+    pub(crate) fn optional(&mut self, module: &str, rows: usize, cols: usize) {
+        self.shapes.insert(module.to_owned(), [rows, cols]);
+        self.ignored.push(module.to_owned());
     }
 
     /// Everything declared by `declare` belongs to the multi-token-prediction layers: may be there, for speculation.
@@ -89,71 +72,88 @@ impl Inventory {
         let mut part = Self::default();
         declare(&mut part);
         self.mtp.append(&mut part.required);
-        self.mixtures.append(&mut part.mixtures);
+        self.latents.extend(part.latents);
+        self.shapes.extend(part.shapes);
+        self.lengths.extend(part.lengths);
     }
 
     fn push(&mut self, name: String, dtype: DType, shape: Vec<usize>) {
         self.required.push(TensorInfo { name, dtype, shape });
     }
 
-    /// The tensors that are computed with, in the types the models are published in.
+    /// The parameters that are computed with, in the types the models are published in.
     pub fn required(&self) -> &[TensorInfo] {
         &self.required
     }
 
-    /// Refuses a checkpoint that lacks a tensor, has one of another shape, or one that the model does not know.
-    pub fn check(&self, source: &dyn TensorSource) -> Result<Report> {
-        let found: HashMap<&str, &TensorInfo> = source.tensors().iter().map(|t| (t.name.as_str(), t)).collect();
-        let stacked: Vec<&Mixture> =
-            self.mixtures.iter().filter(|m| found.contains_key(m.stacked()[0].0.as_str())).collect();
-        let in_stack = |name: &str| stacked.iter().any(|m| m.owns(name));
+    /// Features `[out, in]` of a module.
+    pub(crate) fn features(&self, module: &str) -> Option<[usize; 2]> {
+        self.shapes.get(module).copied()
+    }
+
+    /// Values of the vector `name`.
+    pub(crate) fn length(&self, name: &str) -> Option<usize> {
+        self.lengths.get(name).copied()
+    }
+
+    /// Sizes of a latent projection.
+    pub(crate) fn sizes(&self, module: &str) -> Option<LatentSizes> {
+        self.latents.get(module).copied()
+    }
+
+    /// How the parameter `name` of this shape is stored: one module, the two of a split projection, or a vector.
+    fn find(&self, modules: &dyn Modules, name: &str, shape: &[usize]) -> marlin_checkpoint::Result<Vec<Stored>> {
+        match (name.strip_suffix(".weight"), shape) {
+            (Some(module), &[rows, cols]) => match self.sizes(module) {
+                Some(sizes) => {
+                    let found = modules.latent(module, sizes)?;
+                    Ok(found.matrices().map(|f| f.stored.clone()).collect())
+                }
+                None => Ok(vec![modules.linear(module, [rows, cols])?.stored]),
+            },
+            (_, shape) => Ok(vec![modules.vector(name, shape.iter().product())?.stored]),
+        }
+    }
+
+    /// Refuses a checkpoint that lacks a module, has one of another shape or one that cannot be read, or a tensor that the
+    /// model does not know.
+    pub fn check(&self, modules: &dyn Modules, source: &dyn TensorSource) -> Result<Report> {
+        use marlin_checkpoint::Error::MissingTensor;
         let mut wrong = Vec::new();
-        let mut compare = |name: &str, shape: &[usize], needed: bool| match found.get(name) {
-            Some(there) if there.shape != shape => {
-                wrong.push(format!("tensor {name:?}: expected shape {shape:?}, found {:?}", there.shape));
-            }
-            Some(there) if !there.dtype.is_float() => {
-                wrong.push(format!("tensor {name:?}: expected BF16, F16, F32 or F64, found {}", there.dtype));
-            }
-            None if needed => wrong.push(format!("tensor {name:?} {shape:?} is missing")),
-            _ => {}
-        };
+        let mut report = Report::default();
+        let mut used: HashSet<String> = HashSet::new();
         for tensor in &self.required {
-            compare(&tensor.name, &tensor.shape, !in_stack(&tensor.name));
+            match self.find(modules, &tensor.name, &tensor.shape) {
+                Ok(stored) => {
+                    used.extend(stored.iter().flat_map(|s| s.tensors.iter().cloned()));
+                    let name = tensor.name.strip_suffix(".weight").unwrap_or(&tensor.name);
+                    report.modules.extend(stored.into_iter().map(|s| (name.to_owned(), s)));
+                }
+                Err(MissingTensor { name, .. }) => wrong.push(format!("tensor {name:?} {:?} is missing", tensor.shape)),
+                Err(e) => wrong.push(e.to_string()),
+            }
         }
         for tensor in &self.mtp {
-            compare(&tensor.name, &tensor.shape, false);
+            match self.find(modules, &tensor.name, &tensor.shape) {
+                Ok(stored) => {
+                    let names = stored.into_iter().flat_map(|s| s.tensors).filter(|name| used.insert(name.clone()));
+                    report.mtp.extend(names);
+                }
+                Err(MissingTensor { .. }) => {}
+                Err(e) => wrong.push(e.to_string()),
+            }
         }
-        for (name, shape) in stacked.iter().flat_map(|m| m.stacked()) {
-            compare(&name, &shape, true);
-        }
-        let both = |t: &&TensorInfo| in_stack(&t.name);
-        wrong.extend(
-            source.tensors().iter().filter(both).map(|t| format!("tensor {:?} is also in a stack of experts", t.name)),
-        );
-        let stacks: HashSet<String> = stacked.iter().flat_map(|m| m.stacked()).map(|(name, _)| name).collect();
-        let known: HashSet<&str> = self
-            .required
-            .iter()
-            .chain(&self.mtp)
-            .map(|t| t.name.as_str())
-            .chain(self.ignored.iter().map(String::as_str))
-            .collect();
-        let surplus = |name: &str| !known.contains(name) && !stacks.contains(name) && !name.ends_with(DERIVED);
-        wrong.extend(
-            source
-                .tensors()
-                .iter()
-                .filter(|t| surplus(&t.name))
-                .map(|t| format!("tensor {:?} {:?} is not part of this architecture", t.name, t.shape)),
-        );
+        let ignored = |name: &str| {
+            let module = |m: &String| name.strip_prefix(m.as_str()).is_some_and(|rest| rest.starts_with('.'));
+            self.ignored.iter().any(module) || modules.ignores(name)
+        };
+        let surplus = source.tensors().iter().filter(|t| !used.contains(&t.name) && !ignored(&t.name));
+        wrong.extend(surplus.map(|t| format!("tensor {:?} {:?} is not part of this architecture", t.name, t.shape)));
         if !wrong.is_empty() {
             return Err(Error::Tensors { checkpoint: source.describe(), why: some(&wrong) });
         }
-        Ok(Report {
-            mtp: self.mtp.iter().filter(|t| found.contains_key(t.name.as_str())).map(|t| t.name.clone()).collect(),
-            converted: source.tensors().iter().filter(|t| t.dtype == DType::F64).map(|t| t.name.clone()).collect(),
-        })
+        report.converted = source.tensors().iter().filter(|t| t.dtype == DType::F64).map(|t| t.name.clone()).collect();
+        Ok(report)
     }
 }
 

@@ -1,30 +1,33 @@
-//! From tensors in a checkpoint to weights in a backend.
+//! From modules in a checkpoint to weights in a backend.
 
-use crate::Result;
+use crate::{Error, Inventory, Result};
 use marlin_backend::blocks::Norm;
 use marlin_backend::{Backend, Expert};
-use marlin_checkpoint::{Dense, Linear, Tensor, TensorSource, Weight};
+use marlin_checkpoint::{Found, LatentProjection, Linear, Modules};
 
 /// Loads modules by name.
 pub struct Loader<'a, B: Backend> {
     /// Where weights go.
     pub backend: &'a B,
     /// Where they come from.
-    pub source: &'a dyn TensorSource,
-    /// Called with the bytes of every tensor taken.
-    pub taken: &'a dyn Fn(usize),
+    pub modules: &'a dyn Modules,
+    /// What they are.
+    pub inventory: &'a Inventory,
+    /// Called with the bytes of every module taken.
+    pub taken: &'a dyn Fn(u64),
 }
 
 impl<B: Backend> Loader<'_, B> {
-    fn tensor(&self, name: &str) -> Result<Tensor> {
-        Ok(self.source.tensor(name)?)
+    fn undeclared(module: &str) -> Error {
+        Error::Tensors { checkpoint: module.to_owned(), why: "the architecture does not declare this module".into() }
     }
 
     /// The values of a vector, refused if one is not finite. (Backends look at matrices themselves, in parallel.)
     fn finite(&self, name: &str) -> Result<Vec<f32>> {
-        let tensor = self.tensor(name)?;
-        (self.taken)(tensor.info.bytes());
-        let values = tensor.to_f32()?;
+        let len = self.inventory.length(name).ok_or_else(|| Self::undeclared(name))?;
+        let found = self.modules.vector(name, len)?;
+        let values = found.build()?.to_f32()?;
+        (self.taken)(found.stored.bytes);
         match values.iter().position(|v| !v.is_finite()) {
             None => Ok(values),
             Some(index) => {
@@ -33,17 +36,40 @@ impl<B: Backend> Loader<'_, B> {
         }
     }
 
-    fn plain(&self, module: &str, tensor: Tensor, bias: Option<Vec<f32>>) -> Result<Linear> {
-        (self.taken)(tensor.info.bytes());
-        let weight = Weight::Dense(Dense::new(tensor)?);
-        Ok(Linear::new(module, weight, bias))
+    fn found(&self, module: &str, found: &Found) -> Result<Linear> {
+        let mut linear = found.build()?;
+        module.clone_into(&mut linear.name);
+        Ok(linear)
     }
 
-    /// The linear `{module}.weight`, with `{module}.bias` if `bias`.
+    fn describe(&self, module: &str, bias: bool) -> Result<(Found, Linear)> {
+        let features = self.inventory.features(module).ok_or_else(|| Self::undeclared(module))?;
+        let found = self.modules.linear(module, features)?;
+        let mut linear = self.found(module, &found)?;
+        if bias {
+            linear.bias = Some(self.finite(&format!("{module}.bias"))?);
+        }
+        Ok((found, linear))
+    }
+
+    /// The linear `module`, with `{module}.bias` if `bias`.
     pub fn linear(&self, module: &str, bias: bool) -> Result<B::Linear> {
-        let weight = self.tensor(&format!("{module}.weight"))?;
-        let bias = bias.then(|| self.finite(&format!("{module}.bias"))).transpose()?;
-        Ok(self.backend.linear(self.plain(module, weight, bias)?)?)
+        let (found, linear) = self.describe(module, bias)?;
+        let loaded = self.backend.linear(linear)?;
+        (self.taken)(found.stored.bytes);
+        Ok(loaded)
+    }
+
+    /// The latent projection `module`.
+    pub fn latent(&self, module: &str) -> Result<LatentProjection<B::Linear>> {
+        let sizes = self.inventory.sizes(module).ok_or_else(|| Self::undeclared(module))?;
+        let found = self.modules.latent(module, sizes)?;
+        let load = |found: &Found| {
+            let loaded = self.backend.linear(self.found(module, found)?)?;
+            (self.taken)(found.stored.bytes);
+            Ok(loaded)
+        };
+        found.as_ref().map(load).transpose()
     }
 
     /// A vector; `name` is whole.
@@ -56,18 +82,18 @@ impl<B: Backend> Loader<'_, B> {
         Ok(Norm { weight: self.vector(&format!("{module}.weight"))?, eps })
     }
 
-    /// `count` experts under `prefix`, stored one by one or stacked.
+    /// `count` experts under `prefix`.
     pub fn experts(&self, prefix: &str, count: usize) -> Result<B::Experts> {
-        let expert = |e: usize| {
-            let parts = marlin_checkpoint::expert(self.source, prefix, e)?;
-            let linear = |part: &str, tensor| self.plain(&format!("{prefix}.{e}.{part}_proj"), tensor, None);
-            Ok(Expert {
-                gate: linear("gate", parts.gate)?,
-                up: linear("up", parts.up)?,
-                down: linear("down", parts.down)?,
-            })
+        let mut bytes = 0;
+        let mut linear = |e: usize, part: &str| -> Result<Linear> {
+            let (found, linear) = self.describe(&format!("{prefix}.{e}.{part}_proj"), false)?;
+            bytes += found.stored.bytes;
+            Ok(linear)
         };
-        let experts = (0..count).map(expert).collect::<Result<Vec<_>>>()?;
-        Ok(self.backend.experts(experts)?)
+        let mut expert = |e| Ok(Expert { gate: linear(e, "gate")?, up: linear(e, "up")?, down: linear(e, "down")? });
+        let experts = (0..count).map(&mut expert).collect::<Result<Vec<_>>>()?;
+        let loaded = self.backend.experts(experts)?;
+        (self.taken)(bytes);
+        Ok(loaded)
     }
 }

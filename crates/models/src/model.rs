@@ -1,9 +1,9 @@
 //! A decoder-only language model: `embed`, `layer(i)`, `head` over resident or streamed weights.
 
-use crate::{Architecture, Error, Loader, ModelInfo, Report, Result};
+use crate::{Architecture, Inventory, Loader, ModelInfo, Report, Result};
 use marlin_backend::blocks::{Attention, Head, LatentAttention, Mlp, Moe};
 use marlin_backend::{Backend, KvSpec, LatentForm, Observer, Pass};
-use marlin_checkpoint::{Checkpoint, TensorSource};
+use marlin_checkpoint::{Checkpoint, Modules};
 use std::cell::Cell;
 use std::sync::Arc;
 
@@ -109,7 +109,7 @@ pub struct Progress {
 
 enum Layers<B: Backend> {
     Resident(Vec<Layer<B>>),
-    Streamed(Arc<dyn TensorSource>),
+    Streamed(Arc<dyn Modules>, Box<Inventory>),
 }
 
 /// A loaded model.
@@ -131,26 +131,23 @@ impl<B: Backend> Model<B> {
         options: LoadOptions,
         progress: &mut dyn FnMut(Progress),
     ) -> Result<Self> {
-        if let Some(method) = checkpoint.config.quantization_method() {
-            let why =
-                format!("the weights are quantised ({method}), which cannot be read; use the unquantised checkpoint");
-            return Err(Error::Tensors { checkpoint: checkpoint.name.clone(), why });
-        }
         let architecture = Architecture::parse(&checkpoint.config)?;
         let mut info = architecture.info().clone();
         info.layers = options.layers.unwrap_or(info.layers).min(info.layers);
         let inventory = architecture.inventory();
-        let report = inventory.check(checkpoint.store.as_ref())?;
-        let total = inventory.required().iter().map(|t| t.bytes() as u64).sum();
+        let modules = checkpoint.modules()?;
+        let report = inventory.check(modules.as_ref(), checkpoint.store.as_ref())?;
+        let total = report.modules.iter().map(|(_, stored)| stored.bytes).sum();
         let done = Cell::new(0u64);
         let loader = Loader {
             backend: b,
-            source: checkpoint.store.as_ref(),
-            taken: &|bytes| done.set(done.get() + bytes as u64),
+            modules: modules.as_ref(),
+            inventory: &inventory,
+            taken: &|bytes| done.set(done.get() + bytes),
         };
         let embed_tokens = Arc::new(loader.linear("model.embed_tokens", false)?);
         let layers = match options.residency {
-            Residency::Streamed => Layers::Streamed(checkpoint.store.clone()),
+            Residency::Streamed => Layers::Streamed(modules.clone(), Box::new(inventory.clone())),
             Residency::Resident => {
                 let mut layers = Vec::with_capacity(info.layers);
                 for i in 0..info.layers {
@@ -160,7 +157,10 @@ impl<B: Backend> Model<B> {
                 Layers::Resident(layers)
             }
         };
-        let lm_head = if info.tied { embed_tokens.clone() } else { Arc::new(loader.linear("lm_head", false)?) };
+        let lm_head = match own_head(&info, modules.as_ref()) {
+            true => Arc::new(loader.linear("lm_head", false)?),
+            false => embed_tokens.clone(),
+        };
         let head = Head { norm: loader.norm("model.norm", info.eps)?, lm_head };
         progress(Progress { done: total, total });
         Ok(Self { architecture, info, report, embed_tokens, layers, head })
@@ -215,9 +215,17 @@ impl<B: Backend> Model<B> {
     fn with_layer<T>(&self, b: &B, i: usize, f: impl FnOnce(&Layer<B>) -> Result<T>) -> Result<T> {
         match &self.layers {
             Layers::Resident(layers) => f(&layers[i]),
-            Layers::Streamed(source) => {
-                f(&self.architecture.layer(&Loader { backend: b, source: source.as_ref(), taken: &|_| {} }, i)?)
+            Layers::Streamed(modules, inventory) => {
+                let loader = Loader { backend: b, modules: modules.as_ref(), inventory, taken: &|_| {} };
+                f(&self.architecture.layer(&loader, i)?)
             }
         }
     }
+}
+
+/// Whether the output projection is stored on its own: always if it is not tied to the embedding; if it is, when some
+/// scheme has quantised it apart, as EXL3 does.
+fn own_head(info: &ModelInfo, modules: &dyn Modules) -> bool {
+    let quantised = || modules.linear("lm_head", [info.vocab, info.hidden]).is_ok_and(|f| f.stored.scheme != "dense");
+    !info.tied || quantised()
 }

@@ -2,6 +2,7 @@
 
 use super::{Norm, linear, linears};
 use crate::{Backend, Pass, Result};
+use marlin_checkpoint::LatentProjection;
 use std::sync::Arc;
 
 /// Grouped-query attention (arXiv 2305.13245), with the head norms of Qwen3 where a model has them.
@@ -72,8 +73,8 @@ pub struct LatentAttention<B: Backend> {
     pub kv_a_proj_with_mqa: B::Linear,
     /// Norm of the latent's first `rank` values.
     pub kv_a_layernorm: Norm<B>,
-    /// `[heads * (nope + value), rank]`
-    pub kv_b_proj: B::Linear,
+    /// From the latent to keys and values.
+    pub kv_b_proj: LatentProjection<B::Linear>,
     /// `[hidden, heads * value]`
     pub o_proj: B::Linear,
     /// Rotation of the last values of query heads, and of the shared key.
@@ -97,8 +98,10 @@ pub fn latent_input<B: Backend>(b: &B, w: &LatentAttention<B>, h: &B::Tensor, pa
     let [q_a, kv_a] = linears(b, [&w.q_a_proj, &w.kv_a_proj_with_mqa], &x, pass)?;
     let latent = w.kv_a_layernorm.apply(b, &b.columns(&kv_a, 0, w.rank)?)?;
     if pass.observer.is_some() {
-        // Attention uses this matrix in pieces; the observer is shown it whole.
-        linear(b, &w.kv_b_proj, &latent, pass)?;
+        // Attention uses this matrix in pieces; the observer is shown what is applied to the latent as it is.
+        match &w.kv_b_proj {
+            LatentProjection::Whole(w) | LatentProjection::Split { v: w, .. } => linear(b, w, &latent, pass)?,
+        };
     }
     let key = b.columns(&kv_a, w.rank, w.rank + w.rope_dim)?;
     let key = b.rope(key, &w.rope, w.rope_dim, 0, pass.batch)?;
@@ -115,6 +118,15 @@ pub fn latent_output<B: Backend>(
     h: B::Tensor,
     pass: &Pass<B>,
 ) -> Result<B::Tensor> {
-    let o = b.latent_attention(q, &w.kv_b_proj, pass.kv, pass.layer, w.heads, w.scale, pass.latent_form, pass.batch)?;
+    let o = b.latent_attention(
+        q,
+        w.kv_b_proj.as_ref(),
+        pass.kv,
+        pass.layer,
+        w.heads,
+        w.scale,
+        pass.latent_form,
+        pass.batch,
+    )?;
     b.add(h, &linear(b, &w.o_proj, &o, pass)?)
 }

@@ -2,7 +2,7 @@
 
 use super::{Batch, Matrix, Pool, dot, expect_cols};
 use crate::{Error, KvLayout, LatentForm, Result};
-use marlin_checkpoint::Linear;
+use marlin_checkpoint::{LatentProjection, Linear};
 
 /// Stores each row's two parts next to each other in the row's slot.
 pub(super) fn store(kv: &Pool, layer: usize, parts: [&Matrix; 2], batch: &Batch) -> Result<()> {
@@ -64,7 +64,7 @@ pub(super) fn attention(
 #[allow(clippy::too_many_arguments)]
 pub(super) fn latent_attention(
     q: &Matrix,
-    kv_b: &Linear,
+    kv_b: LatentProjection<&Linear>,
     kv: &Pool,
     layer: usize,
     heads: usize,
@@ -75,17 +75,11 @@ pub(super) fn latent_attention(
     let KvLayout::Latent { rank, rope } = kv.spec.layout else {
         return Err(Error::shape("latent_attention", "a pool of latents", "keys and values"));
     };
-    if heads == 0
-        || !q.cols.is_multiple_of(heads)
-        || q.cols / heads < rope
-        || !kv_b.weight.rows().is_multiple_of(heads)
-        || kv_b.weight.cols() != rank
-    {
+    if heads == 0 || !q.cols.is_multiple_of(heads) || q.cols / heads < rope {
         return Err(Error::shape("latent_attention", format!("{heads} heads and rank {rank}"), q.cols));
     }
     let nope = q.cols / heads - rope;
-    let value = kv_b.weight.rows() / heads - nope;
-    let weight = kv_b.weight.dequantize();
+    let (value, weight) = projection(kv_b, heads, nope, rank)?;
     let w = |row: usize| &weight[row * rank..(row + 1) * rank];
     let pool = kv.lock(layer)?;
     let mut out = vec![0.0; q.rows * heads * value];
@@ -118,4 +112,33 @@ pub(super) fn latent_attention(
         }
     }
     Ok(Matrix::new(heads * value, out))
+}
+
+/// Values of a value head, and the projection `[heads * (nope + value), rank]` as one matrix.
+fn projection(kv_b: LatentProjection<&Linear>, heads: usize, nope: usize, rank: usize) -> Result<(usize, Vec<f32>)> {
+    let [rows, cols] = match kv_b {
+        LatentProjection::Whole(w) => [w.out_features().checked_sub(heads * nope).unwrap_or(1), w.in_features()],
+        LatentProjection::Split { k, v } if [k.out_features(), k.in_features()] == [heads * rank, nope] => {
+            [v.out_features(), v.in_features()]
+        }
+        LatentProjection::Split { .. } => [1, 0],
+    };
+    if !rows.is_multiple_of(heads) || cols != rank {
+        let expected = format!("a projection of {heads} heads from a rank of {rank}");
+        return Err(Error::shape("latent_attention", expected, format!("[{rows}, {cols}]")));
+    }
+    let value = rows / heads;
+    let whole = match kv_b {
+        LatentProjection::Whole(w) => w.matrix()?,
+        LatentProjection::Split { k, v } => {
+            let (k, v) = (k.matrix()?, v.matrix()?);
+            let mut whole = Vec::with_capacity(heads * (nope + value) * rank);
+            for head in 0..heads {
+                whole.extend((0..nope * rank).map(|i| k[(head * rank + i % rank) * nope + i / rank]));
+                whole.extend_from_slice(&v[head * value * rank..(head + 1) * value * rank]);
+            }
+            whole
+        }
+    };
+    Ok((value, whole))
 }

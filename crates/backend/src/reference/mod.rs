@@ -9,7 +9,7 @@ use crate::{
     Backend, Error, Expert, KvLayout, KvSpec, LatentForm, LinearHandle, Result, RopeTable, Row, Sample, SampleRow,
     Step, Token,
 };
-use marlin_checkpoint::Linear;
+use marlin_checkpoint::{LatentProjection, Linear};
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// The reference backend.
@@ -101,14 +101,14 @@ fn sigmoid(x: f32) -> f32 {
 fn apply(linear: &Linear, x: &Matrix) -> Result<Matrix> {
     expect_cols("linear", x, linear.in_features())?;
     if !linear.is_plain() {
-        let rows = x.iter().map(|row| linear.apply(row).map_err(|e| Error::Device(e.to_string())));
+        let rows = x.iter().map(|row| Ok(linear.apply(row)?));
         return Ok(Matrix::new(linear.out_features(), rows.collect::<Result<Vec<_>>>()?.concat()));
     }
     let (rows, cols) = (linear.weight.rows(), linear.weight.cols());
     let mut y = vec![0.0; x.rows * rows];
     let mut w = vec![0.0; cols];
     for n in 0..rows {
-        linear.weight.dequantize_row(n, &mut w);
+        linear.weight.dequantize_row(n, &mut w)?;
         let bias = linear.bias.as_ref().map_or(0.0, |bias| bias[n]);
         for m in 0..x.rows {
             y[m * rows + n] = dot(x.row(m), &w) + bias;
@@ -139,7 +139,7 @@ impl Backend for Reference {
     fn linear(&self, linear: Linear) -> Result<Linear> {
         let mut row = vec![0.0; linear.weight.cols()];
         for n in 0..linear.weight.rows() {
-            linear.weight.dequantize_row(n, &mut row);
+            linear.weight.dequantize_row(n, &mut row)?;
             if let Some(k) = row.iter().position(|v| !v.is_finite()) {
                 return Err(Error::NotFinite { name: linear.name, index: n * row.len() + k, value: row[k] });
             }
@@ -187,7 +187,7 @@ impl Backend for Reference {
             if token as usize >= table.weight.rows() {
                 return Err(Error::shape("embed", format!("token below {}", table.weight.rows()), token));
             }
-            table.weight.dequantize_row(token as usize, row);
+            table.weight.dequantize_row(token as usize, row)?;
         }
         Ok(Matrix::new(table.weight.cols(), out))
     }
@@ -269,7 +269,7 @@ impl Backend for Reference {
     fn latent_attention(
         &self,
         q: &Matrix,
-        kv_b: &Linear,
+        kv_b: LatentProjection<&Linear>,
         kv: &Pool,
         layer: usize,
         heads: usize,

@@ -1,5 +1,5 @@
 use super::*;
-use crate::{DType, expert};
+use crate::DType;
 
 /// A file with this header text and data.
 fn file(header: &str, data: &[u8]) -> Vec<u8> {
@@ -187,43 +187,4 @@ fn folders_without_tensors() {
         Folder::new(&[("a.safetensors", b""), ("b.safetensors", b"")]).error().contains("2 safetensors files but no")
     );
     assert!(Store::open(Path::new("/nowhere/model.safetensors")).is_err());
-}
-
-/// The slices of a stacked tensor are the per-expert tensors, and share the file's bytes.
-#[test]
-fn experts_in_both_layouts() {
-    let (experts, inner, hidden) = (3, 2, 5);
-    let count = experts * 3 * inner * hidden;
-    let data: Vec<u8> = (0..count as u8).collect();
-    let split = experts * 2 * inner * hidden;
-    let stacked = header(&[
-        entry("m.gate_up_proj", "U8", "[3,4,5]", 0, split as u64),
-        entry("m.down_proj", "U8", "[3,5,2]", split as u64, count as u64),
-    ]);
-    let stacked = Store::from_bytes("stacked", file(&stacked, &data).into()).unwrap();
-    let mut entries = Vec::new();
-    for e in 0..experts {
-        let at = |rows: usize| ((e * 2 * inner + rows) * hidden) as u64;
-        entries.push(entry(&format!("m.{e}.gate_proj.weight"), "U8", "[2,5]", at(0), at(2)));
-        entries.push(entry(&format!("m.{e}.up_proj.weight"), "U8", "[2,5]", at(2), at(4)));
-        let d = |e: usize| (split + e * hidden * inner) as u64;
-        entries.push(entry(&format!("m.{e}.down_proj.weight"), "U8", "[5,2]", d(e), d(e + 1)));
-    }
-    let apart = Store::from_bytes("apart", file(&header(&entries), &data).into()).unwrap();
-    for e in 0..experts {
-        let (a, b) = (expert(&stacked, "m", e).unwrap(), expert(&apart, "m", e).unwrap());
-        for (a, b) in [(a.gate, b.gate), (a.up, b.up), (a.down, b.down)] {
-            assert_eq!(a.info, b.info);
-            assert_eq!(*a.data, *b.data);
-            let whole = &stacked.files()[0].bytes;
-            assert!(whole.as_ptr_range().contains(&a.data.as_ptr()), "a copy was made");
-        }
-    }
-    assert!(expert(&stacked, "m", 3).unwrap_err().to_string().contains("has shape [3, 4, 5], so no part 3..4"));
-    assert!(
-        expert(&apart, "m", 3).unwrap_err().to_string().starts_with("tensor \"m.3.gate_proj.weight\" is not in apart")
-    );
-    let wrong = header(&[entry("m.gate_up_proj", "U8", "[1,3,1]", 0, 3), entry("m.down_proj", "U8", "[1,1,1]", 3, 4)]);
-    let wrong = Store::from_bytes("wrong", file(&wrong, &[0; 4]).into()).unwrap();
-    assert!(expert(&wrong, "m", 0).unwrap_err().to_string().contains("expected [experts, 2, 1] to go with down_proj"));
 }

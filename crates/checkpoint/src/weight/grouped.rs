@@ -7,6 +7,8 @@
 //! In memory each row of codes is one bit stream, least significant bit first, padded to whole 32-bit words: what MLX,
 //! MXFP4, NVFP4 and compressed-tensors store, so those are used from the mapping without a copy.
 
+use std::ops::Range;
+
 use super::scales::{ScaleTree, ScaleType, Scales};
 use super::values::{E2M1, e4m3, e5m2};
 use crate::{Bytes, Error, Result};
@@ -140,6 +142,32 @@ impl Grouped {
             _ => 0,
         };
         self.codes.len() + zeros + self.scale.bytes() + self.minimum.as_ref().map_or(0, ScaleTree::bytes)
+    }
+
+    /// Rows `rows` as a matrix of their own, sharing the bytes. Where a block of factors covers several rows, `rows` begins
+    /// with one or lies within one.
+    pub fn slice(&self, rows: Range<usize>) -> Result<Self> {
+        let stride = self.row_stride();
+        let codes = self.codes.slice(rows.start.saturating_mul(stride)..rows.end.saturating_mul(stride));
+        let codes = codes.ok_or_else(|| {
+            Error::invalid("grouped weight", format!("rows {rows:?} are not within its {}", self.rows))
+        })?;
+        let map = match &self.map {
+            ValueMap::Integer(Zero::Groups(zeros)) => ValueMap::Integer(Zero::Groups(zeros.rows(&rows)?)),
+            map => map.clone(),
+        };
+        let minimum = self.minimum.as_ref().map(|m| m.rows(&rows)).transpose()?;
+        Ok(Self { rows: rows.len(), codes, map, scale: self.scale.rows(&rows)?, minimum, ..*self })
+    }
+
+    /// Gives back the memory of the file's pages that the matrix lies in.
+    pub fn release(&self) {
+        self.codes.release();
+        self.scale.release();
+        self.minimum.iter().for_each(ScaleTree::release);
+        if let ValueMap::Integer(Zero::Groups(zeros)) = &self.map {
+            zeros.data().release();
+        }
     }
 
     /// The code at `(row, col)`.

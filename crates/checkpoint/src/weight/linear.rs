@@ -84,12 +84,11 @@ impl Linear {
         x.resize(self.weight.cols(), 0.0);
         self.input.apply(&mut x);
         let mut row = vec![0.0; self.weight.cols()];
-        let mut y: Vec<f32> = (0..self.weight.rows())
-            .map(|r| {
-                self.weight.dequantize_row(r, &mut row);
-                row.iter().zip(&x).map(|(w, x)| f64::from(*w) * f64::from(*x)).sum::<f64>() as f32
-            })
-            .collect();
+        let mut y = Vec::with_capacity(self.weight.rows());
+        for r in 0..self.weight.rows() {
+            self.weight.dequantize_row(r, &mut row)?;
+            y.push(row.iter().zip(&x).map(|(w, x)| f64::from(*w) * f64::from(*x)).sum::<f64>() as f32);
+        }
         self.output.apply(&mut y);
         y.truncate(self.out_features());
         if let Some(bias) = &self.bias {
@@ -99,10 +98,10 @@ impl Linear {
     }
 
     /// The `[out_features, in_features]` matrix that does the same without transforms, row-major.
-    pub fn matrix(&self) -> Vec<f32> {
+    pub fn matrix(&self) -> Result<Vec<f32>> {
         let [rows, cols] = [self.weight.rows(), self.weight.cols()];
         let [out, inputs] = self.features;
-        let mut whole = self.weight.dequantize();
+        let mut whole = self.weight.dequantize()?;
         whole.chunks_exact_mut(cols.max(1)).for_each(|row| self.input.fold(row));
         let mut matrix = vec![0.0; out * inputs];
         let mut column = vec![0.0; rows];
@@ -111,6 +110,6 @@ impl Linear {
             self.output.apply(&mut column);
             column[..out].iter().enumerate().for_each(|(r, v)| matrix[r * inputs + c] = *v);
         }
-        matrix
+        Ok(matrix)
     }
 }

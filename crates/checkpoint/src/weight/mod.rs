@@ -3,6 +3,7 @@
 mod dense;
 pub mod grouped;
 mod linear;
+mod packed;
 mod scales;
 #[cfg(test)]
 mod tests;
@@ -13,13 +14,16 @@ pub mod values;
 pub use dense::Dense;
 pub use grouped::{Grouped, ValueMap, Zero};
 pub use linear::Linear;
+pub use packed::Packed;
 pub use scales::{ScaleTree, ScaleType, Scales};
 pub use transform::{InputTransform, OutputTransform, hadamard};
 pub use trellis::{Codebook, Trellis};
 
+use std::sync::Arc;
+
 use half::{bf16, f16};
 
-use crate::DType;
+use crate::{DType, Result};
 
 /// A matrix `[rows, cols]` = `[out_features, in_features]`.
 #[derive(Clone, Debug)]
@@ -28,6 +32,8 @@ pub enum Weight {
     Dense(Dense),
     /// Codes of 2 to 8 bits with a factor for each group.
     Grouped(Box<Grouped>),
+    /// The same as another format's file packs it.
+    Packed(Arc<dyn Packed>),
     /// EXL3's windows into a bit stream.
     Trellis(Trellis),
 }
@@ -38,6 +44,7 @@ impl Weight {
         match self {
             Self::Dense(w) => w.rows(),
             Self::Grouped(w) => w.rows(),
+            Self::Packed(w) => w.shape()[0],
             Self::Trellis(w) => w.rows(),
         }
     }
@@ -47,6 +54,7 @@ impl Weight {
         match self {
             Self::Dense(w) => w.cols(),
             Self::Grouped(w) => w.cols(),
+            Self::Packed(w) => w.shape()[1],
             Self::Trellis(w) => w.cols(),
         }
     }
@@ -56,26 +64,42 @@ impl Weight {
         match self {
             Self::Dense(w) => w.data().len(),
             Self::Grouped(w) => w.bytes(),
+            Self::Packed(w) => w.bytes(),
             Self::Trellis(w) => w.words().len(),
         }
     }
 
     /// Values of row `row` into `out` (`cols` of them); the plain reference.
-    pub fn dequantize_row(&self, row: usize, out: &mut [f32]) {
+    pub fn dequantize_row(&self, row: usize, out: &mut [f32]) -> Result<()> {
         match self {
             Self::Dense(w) => w.dequantize_row(row, out),
             Self::Grouped(w) => w.dequantize_row(row, out),
+            Self::Packed(w) => {
+                let first = row - row % w.granule();
+                w.unpack(first..(first + w.granule()).min(w.shape()[0]))?.dequantize_row(row - first, out);
+            }
             Self::Trellis(w) => w.dequantize_row(row, out),
         }
+        Ok(())
     }
 
     /// All values, row-major.
-    pub fn dequantize(&self) -> Vec<f32> {
+    pub fn dequantize(&self) -> Result<Vec<f32>> {
         let mut out = vec![0.0; self.rows() * self.cols()];
         for (row, values) in out.chunks_exact_mut(self.cols().max(1)).enumerate() {
-            self.dequantize_row(row, values);
+            self.dequantize_row(row, values)?;
         }
-        out
+        Ok(out)
+    }
+
+    /// Gives back the memory of the file's pages, for a reader that has copied them elsewhere.
+    pub fn release(&self) {
+        match self {
+            Self::Dense(w) => w.data().release(),
+            Self::Grouped(w) => w.release(),
+            Self::Packed(w) => w.release(),
+            Self::Trellis(w) => w.words().release(),
+        }
     }
 }
 

@@ -1,5 +1,7 @@
 //! Factors (or zero points, or minimums) that a rectangle of weights shares.
 
+use std::ops::Range;
+
 use half::{bf16, f16};
 
 use super::values::{e4m3, e8m0};
@@ -109,6 +111,21 @@ impl Scales {
         }
     }
 
+    /// The numbers of the rows `rows` of the matrix, which begin with a block or lie within one.
+    pub(super) fn rows(&self, rows: &Range<usize>) -> Result<Self> {
+        let (first, end) = (rows.start / self.block.0, rows.end.div_ceil(self.block.0));
+        let aligned = rows.start.is_multiple_of(self.block.0);
+        let data = self.data.slice(first * self.stride..end * self.stride).filter(|_| aligned || end - first <= 1);
+        let data = data.ok_or_else(|| {
+            Error::invalid(
+                "scales",
+                format!("rows {rows:?} are no whole blocks of {} rows within the matrix", self.block.0),
+            )
+        })?;
+        let block = if aligned { self.block } else { (rows.len(), self.block.1) };
+        Ok(Self { block, data, ..*self })
+    }
+
     fn fits(&self, rows: usize, cols: usize) -> bool {
         self.across == cols.div_ceil(self.block.1)
             && self.data.len() == rows.div_ceil(self.block.0).saturating_mul(self.stride)
@@ -162,6 +179,17 @@ impl ScaleTree {
             Some(outer) if self.divide => inner / outer.at(row, col),
             Some(outer) => inner * outer.at(row, col),
         }
+    }
+
+    /// The factors of the rows `rows`.
+    pub(super) fn rows(&self, rows: &Range<usize>) -> Result<Self> {
+        let outer = self.outer.as_ref().map(|o| o.rows(rows)).transpose()?;
+        Ok(Self { inner: self.inner.rows(rows)?, outer, divide: self.divide })
+    }
+
+    pub(super) fn release(&self) {
+        self.inner.data.release();
+        self.outer.iter().for_each(|o| o.data.release());
     }
 
     /// Bytes in memory.

@@ -17,7 +17,7 @@ fn f32s(values: &[f32]) -> Bytes {
 }
 
 fn row(weight: Grouped) -> Vec<f32> {
-    Weight::Grouped(Box::new(weight)).dequantize()
+    Weight::Grouped(Box::new(weight)).dequantize().unwrap()
 }
 
 fn flat(kind: ScaleType, cols: usize, group: usize, data: impl Into<Bytes>) -> ScaleTree {
@@ -260,7 +260,7 @@ fn exl3_tiles() {
             (0..16).map(|t| tile.codebook.value(trellis::state(&tile.words, tile.bits, t)).to_bits()).collect();
         assert_eq!(first, tile.first, "{label}");
         // Rows of the weight are outputs: transpose to sum over the first input.
-        let values = Weight::Trellis(trellis([1, 1, 16 * tile.bits], tile.words, tile.codebook)).dequantize();
+        let values = Weight::Trellis(trellis([1, 1, 16 * tile.bits], tile.words, tile.codebook)).dequantize().unwrap();
         let sum: f64 = values.iter().map(|v| f64::from(*v)).sum();
         let row0: f64 = values.iter().step_by(16).map(|v| f64::from(*v)).sum();
         assert!((sum - tile.sum).abs() < 1e-8, "{label}: {sum} instead of {}", tile.sum);
@@ -380,7 +380,7 @@ fn a_linear_and_its_matrix_agree() {
         let x = noise(linear.in_features(), 6);
         let y = linear.apply(&x).unwrap();
         assert_eq!(y.len(), linear.out_features());
-        let matrix = linear.matrix();
+        let matrix = linear.matrix().unwrap();
         let bias = linear.bias.clone().unwrap_or(vec![0.0; y.len()]);
         for (r, row) in matrix.chunks_exact(x.len()).enumerate() {
             let expected = row.iter().zip(&x).map(|(w, x)| w * x).sum::<f32>() + bias[r];

@@ -109,7 +109,7 @@ fn run_latency(args: &LatencyArgs) -> Result<()> {
     let loaded = model::load_checkpoint(checkpoint, &args.engine, &context, options, Prompt::Ids, started)?;
     let Loaded { mut engine, checkpoint, load, .. } = loaded;
     let sizing = *engine.sizing();
-    let footprint = Footprint::of(&checkpoint.config, checkpoint.store.as_ref(), &engine.model().report().mtp);
+    let footprint = Footprint::of(&checkpoint.config, checkpoint.store.as_ref(), engine.model().report());
     let watch = interrupt::watch();
     let mut bar = Bar::items(format!("timing {}", checkpoint.name));
     let options = LatencyOptions {

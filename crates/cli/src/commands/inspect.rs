@@ -118,15 +118,11 @@ impl Report {
         let Checkpoint { config, generation, store, folder, .. } = checkpoint;
         let quantization = config.quantization_method().map(str::to_owned);
         let architecture = Architecture::parse(config);
-        let found = architecture
-            .as_ref()
-            .map_err(ToString::to_string)
-            .and_then(|architecture| architecture.inventory().check(store.as_ref()).map_err(|e| e.to_string()));
-        let problem = match (&found, &quantization) {
-            (_, Some(method)) => Some(format!("the weights are quantised ({method}), which this version cannot read")),
-            (Err(why), None) => Some(why.clone()),
-            (Ok(_), None) => None,
-        };
+        let found = architecture.as_ref().map_err(ToString::to_string).and_then(|architecture| {
+            let modules = checkpoint.modules().map_err(|e| e.to_string())?;
+            architecture.inventory().check(modules.as_ref(), store.as_ref()).map_err(|e| e.to_string())
+        });
+        let problem = found.as_ref().err().cloned();
         let parts = found.unwrap_or_default();
         let info = architecture.as_ref().ok().map(|a| a.info());
         let lines = store.tensors().iter().filter(|_| tensors);
@@ -136,7 +132,7 @@ impl Report {
             runnable: problem.is_none(),
             problem,
             quantization,
-            footprint: Footprint::of(config, store.as_ref(), &parts.mtp),
+            footprint: Footprint::of(config, store.as_ref(), &parts),
             tensor_count: store.tensors().len(),
             layers: info.map(|i| i.layers),
             hidden_size: info.map(|i| i.hidden),

@@ -5,6 +5,7 @@ use crate::attention::{self, Expanded, LatentShape, Sequence, Span};
 use crate::linear::{self, Job, Out};
 use crate::{Mode, ops};
 use marlin_backend::{Error, LatentForm, LinearHandle, Result};
+use marlin_checkpoint::LatentProjection;
 
 /// Fewer queries than this are never worth expanding, at any published size.
 const FEWEST_EXPANDED: usize = 384;
@@ -21,20 +22,26 @@ struct Sizes {
 }
 
 impl Sizes {
-    fn of(q: &Tensor, kv_b: &CpuLinear, latent: LatentShape, heads: usize) -> Result<Self> {
-        let op = "latent_attention";
-        let divisible = heads > 0 && q.cols.is_multiple_of(heads) && kv_b.rows().is_multiple_of(heads);
-        let (query, both) = (q.cols / heads.max(1), kv_b.rows() / heads.max(1));
-        if !divisible || query < latent.rope || both < query - latent.rope || kv_b.cols() != latent.rank {
-            let expected = format!("{heads} heads with a rank of {} and {} rotated values", latent.rank, latent.rope);
-            return Err(Error::shape(
-                op,
-                expected,
-                format!("queries of {}, kv_b_proj [{}, {}]", q.cols, kv_b.rows(), kv_b.cols()),
-            ));
+    fn of(q: &Tensor, kv_b: LatentProjection<&CpuLinear>, latent: LatentShape, heads: usize) -> Result<Self> {
+        let nope = (q.cols / heads.max(1)).saturating_sub(latent.rope);
+        let (up, outputs) = match kv_b {
+            LatentProjection::Whole(w) => (w, w.rows().checked_sub(heads * nope)),
+            LatentProjection::Split { k, v } => {
+                (v, Some(v.rows()).filter(|_| k.rows() == heads * latent.rank && k.cols() == nope))
+            }
+        };
+        let fits = heads > 0 && q.cols == heads * (nope + latent.rope) && up.cols() == latent.rank;
+        match outputs {
+            Some(outputs) if fits && outputs.is_multiple_of(heads) => {
+                Ok(Self { heads, nope, value: outputs / heads, latent })
+            }
+            _ => {
+                let sizes = (latent.rank, latent.rope);
+                let expected = format!("{heads} heads with a rank of {} and {} rotated values", sizes.0, sizes.1);
+                let found = format!("queries of {}, {} [{}, {}]", q.cols, up.name(), up.rows(), up.cols());
+                Err(Error::shape("latent_attention", expected, found))
+            }
         }
-        let nope = query - latent.rope;
-        Ok(Self { heads, nope, value: both - nope, latent })
     }
 
     /// Whether `rows` queries at the end of `positions` are less work against expanded keys and values. Counted are
@@ -51,7 +58,7 @@ impl Sizes {
 pub(super) fn attention(
     b: &CpuBackend,
     q: &Tensor,
-    kv_b: &CpuLinear,
+    kv_b: LatentProjection<&CpuLinear>,
     kv: &CpuKv,
     layer: usize,
     heads: usize,
@@ -64,9 +71,12 @@ pub(super) fn attention(
     let mut out = b.buffers.tensor(q.rows, heads * s.value);
     let expand = |span: &Span| match form {
         LatentForm::Absorbed => false,
-        LatentForm::Expanded => true,
+        LatentForm::Expanded => matches!(kv_b, LatentProjection::Whole(_)),
         // One form for every batch keeps exact results independent of it.
-        LatentForm::Auto => b.mode == Mode::Fast && s.expand(span.rows, span.start + span.rows),
+        LatentForm::Auto => {
+            let whole = matches!(kv_b, LatentProjection::Whole(_));
+            whole && b.mode == Mode::Fast && s.expand(span.rows, span.start + span.rows)
+        }
     };
     let seqs = batch.spans.all();
     for run in seqs.chunk_by(|a, b| !expand(&a.span) && !expand(&b.span)) {
@@ -75,7 +85,7 @@ pub(super) fn attention(
         let width = out.cols;
         let results = &mut out.values_mut()[rows.start * width..rows.end * width];
         let local = |seq: &Sequence<'_>| Span { row: seq.span.row - rows.start, ..seq.span };
-        if expand(&run[0].span) {
+        if let (LatentProjection::Whole(kv_b), true) = (kv_b, expand(&run[0].span)) {
             expanded(b, &s, queries, kv_b, &memory.first, run[0].table, local(&run[0]), scale, results)?;
         } else {
             let seqs: Vec<Sequence<'_>> =
@@ -91,18 +101,25 @@ fn absorbed(
     b: &CpuBackend,
     s: &Sizes,
     q: &[f32],
-    kv_b: &CpuLinear,
+    kv_b: LatentProjection<&CpuLinear>,
     pool: &[u8],
     seqs: &[Sequence<'_>],
     rows: usize,
     scale: f32,
     out: &mut [f32],
 ) -> Result<()> {
-    let w = kv_b.whole()?;
     let LatentShape { rank, rope, .. } = s.latent;
     let mut q_lat = b.buffers.tensor(rows, s.heads * rank);
-    linear::per_head_transposed(&b.cpu, q, s.nope + rope, rows, s.heads, w, 0, s.nope, q_lat.values_mut())
-        .map_err(shape)?;
+    let (ld, to) = (s.nope + rope, q_lat.values_mut());
+    match kv_b {
+        LatentProjection::Whole(w) => {
+            linear::per_head_transposed(&b.cpu, q, ld, rows, s.heads, w.whole()?, 0, s.nope, to).map_err(shape)?;
+        }
+        LatentProjection::Split { k, .. } => {
+            let acts = &mut b.scratch().acts;
+            linear::per_head(&b.cpu, b.mode, q, ld, rows, s.heads, k.whole()?, 0, rank, acts, to).map_err(shape)?;
+        }
+    }
     let mut o_lat = b.buffers.tensor(rows, s.heads * rank);
     let q_pe = &q[s.nope..];
     let o = o_lat.values_mut();
@@ -121,7 +138,11 @@ fn absorbed(
     )
     .map_err(shape)?;
     let acts = &mut b.scratch().acts;
-    linear::per_head(&b.cpu, b.mode, o_lat.values(), rows, s.heads, w, s.nope, s.value, acts, out).map_err(shape)
+    let (w, from) = match kv_b {
+        LatentProjection::Whole(w) => (w.whole()?, s.nope),
+        LatentProjection::Split { v, .. } => (v.whole()?, 0),
+    };
+    linear::per_head(&b.cpu, b.mode, o_lat.values(), rank, rows, s.heads, w, from, s.value, acts, out).map_err(shape)
 }
 
 #[allow(clippy::too_many_arguments)]

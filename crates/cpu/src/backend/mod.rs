@@ -23,7 +23,7 @@ use marlin_backend::{
     Backend, Error, Expert, KvSpec, LatentForm, LinearHandle, Pass, Result, RopeTable, Sample, SampleRow, Step,
     sampling,
 };
-use marlin_checkpoint::Linear;
+use marlin_checkpoint::{LatentProjection, Linear};
 use std::sync::{Arc, Mutex, OnceLock};
 use tensor::Buffers;
 
@@ -247,7 +247,7 @@ impl Backend for CpuBackend {
     fn latent_attention(
         &self,
         q: &Tensor,
-        kv_b: &CpuLinear,
+        kv_b: LatentProjection<&CpuLinear>,
         kv: &CpuKv,
         layer: usize,
         heads: usize,
@@ -360,7 +360,8 @@ impl Backend for CpuBackend {
             return blocks::latent_output(self, w, q, h, pass);
         }
         let (heads, form) = (w.heads, pass.latent_form);
-        let o = self.latent_attention(q, &w.kv_b_proj, pass.kv, pass.layer, heads, w.scale, form, pass.batch)?;
+        let o =
+            self.latent_attention(q, w.kv_b_proj.as_ref(), pass.kv, pass.layer, heads, w.scale, form, pass.batch)?;
         self.residual(&w.o_proj, &o, h)
     }
 

@@ -60,7 +60,7 @@ impl CpuLinear {
             Some((data, dtype)) => {
                 if let Some(index) = ops::first_not_finite(&b.cpu, &data, dtype) {
                     let mut row = vec![0.0; cols];
-                    linear.weight.dequantize_row(index / cols, &mut row);
+                    linear.weight.dequantize_row(index / cols, &mut row)?;
                     return Err(not_finite(index, row[index % cols]));
                 }
                 Kind::Dense { data, dtype }
@@ -71,7 +71,10 @@ impl CpuLinear {
                 b.cpu.pool().ranges(linear.weight.rows(), 16, &|range| {
                     let mut row = vec![0.0; width];
                     for n in range {
-                        linear.weight.dequantize_row(n, &mut row);
+                        // An error leaves zeros here and comes again at the first use.
+                        if linear.weight.dequantize_row(n, &mut row).is_err() {
+                            row.fill(0.0);
+                        }
                         if let (Some(k), Ok(mut bad)) = (row.iter().position(|v| !v.is_finite()), bad.lock()) {
                             *bad = Some((n * width + k, row[k]));
                         }
@@ -100,7 +103,13 @@ impl CpuLinear {
         match &self.kind {
             Kind::Dense { data, dtype } => Mat::new(data, *dtype, self.rows, self.cols).map_err(shape),
             Kind::Decoded { linear, whole } => {
-                let bytes = whole.get_or_init(|| linear.matrix().into_iter().flat_map(f32::to_le_bytes).collect());
+                let bytes = match whole.get() {
+                    Some(bytes) => bytes,
+                    None => {
+                        let bytes = linear.matrix()?.into_iter().flat_map(f32::to_le_bytes).collect();
+                        whole.get_or_init(|| bytes)
+                    }
+                };
                 Mat::new(bytes, DType::F32, self.rows, self.cols).map_err(shape)
             }
         }
@@ -119,7 +128,7 @@ impl CpuLinear {
             Kind::Dense { .. } => ops::embed(&b.cpu, self.whole()?, tokens, out.values_mut()).map_err(shape),
             Kind::Decoded { linear, .. } if linear.is_plain() => {
                 for (row, token) in out.values_mut().chunks_exact_mut(self.cols).zip(tokens) {
-                    linear.weight.dequantize_row(*token as usize, row);
+                    linear.weight.dequantize_row(*token as usize, row)?;
                 }
                 Ok(())
             }
@@ -152,15 +161,23 @@ impl CpuLinear {
         let mut panel = vec![0.0f32; PANEL * width];
         for first in (0..height).step_by(PANEL) {
             let count = PANEL.min(height - first);
+            let bad = Mutex::new(None);
             let rows: Vec<Mutex<&mut [f32]>> = panel[..count * width].chunks_exact_mut(width).map(Mutex::new).collect();
             b.cpu.pool().ranges(count, 4, &|range| {
                 for n in range {
-                    if let Ok(mut row) = rows[n].lock() {
-                        linear.weight.dequantize_row(first + n, &mut row);
+                    let failed = match rows[n].lock() {
+                        Ok(mut row) => linear.weight.dequantize_row(first + n, &mut row).err(),
+                        Err(_) => None,
+                    };
+                    if let (Some(e), Ok(mut bad)) = (failed, bad.lock()) {
+                        *bad = Some(e);
                     }
                 }
             });
             drop(rows);
+            if let Ok(Some(e)) = bad.into_inner() {
+                return Err(e.into());
+            }
             let bytes: Vec<u8> = panel[..count * width].iter().flat_map(|v| v.to_le_bytes()).collect();
             let mat = Mat::new(&bytes, DType::F32, count, width).map_err(shape)?;
             linears(&b.cpu, &[Job::new(acts, mat, Out::new(&mut whole.values_mut()[first..], height))])

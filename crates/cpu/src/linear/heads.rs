@@ -7,13 +7,14 @@ use crate::mat::{at_least, same};
 use crate::simd::{self, Kernel, LANES, Simd, load_some, store_some};
 use crate::{Cpu, DType, Mat, Mode, Result};
 
-/// `out[r, h, :] = w[h * per + from .. + n] x[r, h, :]`: x `[rows, heads, k]`, w `[heads * per, k]`, out
+/// `out[r, h, :] = w[h * per + from .. + n] x[r, h, :]`: x `[rows, heads]` vectors of `k` values, `x_ld` values apart, w `[heads * per, k]`, out
 /// `[rows, heads, n]`. With `from` = nope and `n` = v this is `o = W_UV o_lat`.
 #[allow(clippy::too_many_arguments)]
 pub fn per_head(
     cpu: &Cpu,
     mode: Mode,
     x: &[f32],
+    x_ld: usize,
     rows: usize,
     heads: usize,
     w: Mat<'_>,
@@ -28,7 +29,7 @@ pub fn per_head(
     at_least(OP, "rows of a head", from + n, per)?;
     at_least(OP, "values of the output", rows * heads * n, out.len())?;
     let k = w.cols();
-    let all = buf.prepare(cpu, mode, x, rows * heads, k, k)?;
+    let all = buf.prepare(cpu, mode, x, rows * heads, k, x_ld)?;
     let len = out.len();
     let out = Shared::of(out);
     let mut jobs = Vec::with_capacity(heads);

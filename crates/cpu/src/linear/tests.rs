@@ -247,7 +247,7 @@ fn products_per_head() {
                 per_head_transposed(&cpu, &q, nope + 4, rows, heads, mat, 0, nope, &mut lat).unwrap();
                 let mut buf = ActsBuf::default();
                 let mut out = vec![0.0; rows * heads * v];
-                per_head(&cpu, Mode::Exact, &o, rows, heads, mat, nope, v, &mut buf, &mut out).unwrap();
+                per_head(&cpu, Mode::Exact, &o, rank, rows, heads, mat, nope, v, &mut buf, &mut out).unwrap();
                 for i in 0..rows * heads {
                     let h = i % heads;
                     for c in 0..rank {

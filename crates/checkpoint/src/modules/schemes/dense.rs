@@ -1,0 +1,26 @@
+//! Floats as they are: `{module}.weight` of F64, F32, F16 or BF16.
+
+use super::super::{Found, Part, Stored};
+use crate::{Config, Dense, Error, Linear, Result, Weight};
+
+pub(super) fn find(part: &Part, features: [usize; 2], _: &Config) -> Result<Option<Found>> {
+    if !part.has(".weight") {
+        return Ok(None);
+    }
+    let tensor = part.tensor(".weight")?.expect_shape(&features)?;
+    let info = &tensor.info;
+    if !info.dtype.is_float() {
+        return Err(Error::DType { name: info.name.clone(), expected: "BF16, F16, F32 or F64", found: info.dtype });
+    }
+    let stored = Stored {
+        scheme: "dense",
+        detail: info.dtype.name().to_lowercase(),
+        bits: 8 * info.dtype.size() as u32,
+        group: None,
+        features: features.to_vec(),
+        bytes: info.bytes() as u64,
+        tensors: vec![part.name(".weight")],
+    };
+    let name = part.base().to_owned();
+    Ok(Some(Found::new(stored, move || Ok(Linear::new(&name, Weight::Dense(Dense::new(tensor.clone())?), None)))))
+}
