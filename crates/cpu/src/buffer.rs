@@ -1,5 +1,6 @@
 //! Scratch memory: aligned, reused, never read before it is written.
 
+use memmap2::MmapMut;
 use std::alloc::{Layout, alloc, dealloc, handle_alloc_error};
 use std::cell::RefCell;
 use std::ptr::NonNull;
@@ -68,6 +69,30 @@ pub(crate) fn scratch<R>(bytes: usize, f: impl FnOnce(*mut u8) -> R) -> R {
         Ok(mut b) => f(b.reserve(bytes)),
         Err(_) => f(Buffer::new().reserve(bytes)),
     })
+}
+
+/// Zeroed memory of whole pages, large ones where the system has them; pages exist from their first use on.
+pub(crate) struct Pages(MmapMut);
+
+impl Pages {
+    pub(crate) fn new(bytes: usize) -> marlin_backend::Result<Pages> {
+        let refused = |_| marlin_backend::Error::OutOfMemory { what: "a weight".into(), bytes };
+        let map = MmapMut::map_anon(bytes.max(1)).map_err(refused)?;
+        #[cfg(target_os = "linux")]
+        if bytes >= 4 << 20 {
+            // A refused hint changes nothing but speed.
+            let _ = map.advise(memmap2::Advice::HugePage);
+        }
+        Ok(Pages(map))
+    }
+
+    pub(crate) fn ptr(&self) -> *const u8 {
+        self.0.as_ptr()
+    }
+
+    pub(crate) fn ptr_mut(&mut self) -> *mut u8 {
+        self.0.as_mut_ptr()
+    }
 }
 
 /// A pointer that tasks of one region share, each writing a part of its own.

@@ -16,6 +16,7 @@ pub mod attention;
 mod backend;
 pub mod bandwidth;
 mod buffer;
+pub mod grouped;
 pub mod linear;
 mod mat;
 pub mod ops;

@@ -47,7 +47,7 @@ impl Numbers {
     /// 4-bit codes in groups of 16 with f32 scales.
     fn four_bits(&mut self, rows: usize, cols: usize, map: ValueMap) -> Linear {
         let codes: Vec<u8> = (0..rows * cols / 2).map(|_| (self.next() * 128.0) as i8 as u8).collect();
-        let scales: Vec<u8> = (0..rows * cols / 16).flat_map(|_| (self.next() * 0.2).to_le_bytes()).collect();
+        let scales: Vec<u8> = (0..rows * cols.div_ceil(16)).flat_map(|_| (self.next() * 0.2).to_le_bytes()).collect();
         let scales = Scales::new(ScaleType::F32, rows, cols, (1, 16), scales.into()).unwrap();
         let weight = Grouped::new([rows, cols], 4, codes.into(), map, ScaleTree::flat(scales), None).unwrap();
         Linear::new("grouped", Weight::Grouped(Box::new(weight)), None)

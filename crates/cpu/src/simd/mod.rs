@@ -5,6 +5,7 @@
 //! kernel in `f32` arithmetic gives the same bits on every level; only the `bf16` dot product ([`Simd::dot`]) rounds
 //! differently, which is why it is a mode of its own.
 
+pub mod int8;
 #[cfg(target_arch = "aarch64")]
 mod neon;
 mod scalar;
@@ -13,6 +14,7 @@ mod x86;
 #[cfg(target_arch = "x86_64")]
 mod x86_512;
 
+use int8::Int8;
 use std::fmt;
 
 /// Lanes of [`Simd::F`].
@@ -29,9 +31,9 @@ pub enum Level {
     Avx2,
     /// x86-64 AVX-512 F, BW, DQ, VL.
     Avx512,
-    /// [`Level::Avx512`] with the `bf16` dot product.
+    /// [`Level::Avx512`] with the `bf16` and byte dot products.
     Avx512Bf16,
-    /// aarch64 NEON.
+    /// aarch64 NEON with the byte dot product.
     Neon,
     /// [`Level::Neon`] with the `bf16` dot product.
     NeonBf16,
@@ -76,9 +78,15 @@ impl Level {
                     && is_x86_feature_detected!("avx512vl")
             }
             #[cfg(target_arch = "x86_64")]
-            Level::Avx512Bf16 => Level::Avx512.available() && is_x86_feature_detected!("avx512bf16"),
+            Level::Avx512Bf16 => {
+                Level::Avx512.available()
+                    && is_x86_feature_detected!("avx512bf16")
+                    && is_x86_feature_detected!("avx512vnni")
+            }
             #[cfg(target_arch = "aarch64")]
-            Level::Neon => std::arch::is_aarch64_feature_detected!("neon"),
+            Level::Neon => {
+                std::arch::is_aarch64_feature_detected!("neon") && std::arch::is_aarch64_feature_detected!("dotprod")
+            }
             #[cfg(target_arch = "aarch64")]
             Level::NeonBf16 => Level::Neon.available() && std::arch::is_aarch64_feature_detected!("bf16"),
             #[allow(unreachable_patterns)]
@@ -109,9 +117,7 @@ impl fmt::Display for Level {
 /// Every method may only be called where the level's features are enabled, and pointers must be valid for the bytes
 /// the method names; no alignment is needed.
 #[allow(clippy::missing_safety_doc)]
-pub trait Simd: Copy + Send + Sync + 'static {
-    /// Sixteen `f32` lanes.
-    type F: Copy;
+pub trait Simd: Int8 {
     /// Thirty-two `bf16` values, in sixteen pairs.
     type B: Copy;
     /// The level that these lanes belong to: `run(S::LEVEL, kernel)` calls a kernel as a function of its own.

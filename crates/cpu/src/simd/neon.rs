@@ -123,7 +123,6 @@ unsafe fn blend_lt(a: float32x4_t, b: float32x4_t, x: float32x4_t, y: float32x4_
 // SAFETY comments: every method is covered by the trait's contract: features enabled, pointers valid.
 #[allow(clippy::undocumented_unsafe_blocks)]
 impl<const DOT: bool> Simd for Neon<DOT> {
-    type F = [float32x4_t; 4];
     type B = [uint16x8_t; 4];
     const LEVEL: Level = if DOT { Level::NeonBf16 } else { Level::Neon };
     const BF16: bool = DOT;

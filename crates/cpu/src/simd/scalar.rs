@@ -29,7 +29,6 @@ fn pick(a: f32, b: f32, first: bool) -> f32 {
 // SAFETY comments: each memory method is covered by the trait's contract on its pointer.
 #[allow(clippy::undocumented_unsafe_blocks)]
 impl Simd for Scalar {
-    type F = [f32; 16];
     type B = [u16; 32];
     const LEVEL: Level = Level::Scalar;
     const BF16: bool = false;

@@ -68,7 +68,6 @@ unsafe fn round_bf16(v: __m256) -> __m256i {
 // SAFETY comments: every method is covered by the trait's contract: features enabled, pointers valid.
 #[allow(clippy::undocumented_unsafe_blocks)]
 impl Simd for Avx2 {
-    type F = [__m256; 2];
     type B = [__m256i; 2];
     const LEVEL: Level = Level::Avx2;
     const BF16: bool = false;

@@ -17,11 +17,11 @@ pub unsafe fn run_plain<K: Kernel>(kernel: K) -> K::Out {
     unsafe { kernel.run::<Avx512<false>>() }
 }
 
-/// Runs a kernel with AVX-512 F, BW, DQ, VL and BF16 enabled.
+/// Runs a kernel with AVX-512 F, BW, DQ, VL and BF16 and VNNI enabled.
 ///
 /// # Safety
 /// The machine must have them.
-#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx512vnni")]
 pub unsafe fn run_bf16<K: Kernel>(kernel: K) -> K::Out {
     // SAFETY: the features are enabled in this function.
     unsafe { kernel.run::<Avx512<true>>() }
@@ -77,7 +77,6 @@ unsafe fn quarter(a: __m512, b: __m512, c: __m512, d: __m512) -> __m512 {
 // SAFETY comments: every method is covered by the trait's contract: features enabled, pointers valid.
 #[allow(clippy::undocumented_unsafe_blocks)]
 impl<const DOT: bool> Simd for Avx512<DOT> {
-    type F = __m512;
     type B = __m512i;
     const LEVEL: Level = if DOT { Level::Avx512Bf16 } else { Level::Avx512 };
     const BF16: bool = DOT;

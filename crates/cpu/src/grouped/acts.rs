@@ -1,0 +1,170 @@
+//! Activations rounded to signed bytes, once for all weights that share them.
+
+use super::{ROWS, SPAN, STEP};
+use crate::buffer::{Buffer, Shared};
+use crate::mat::at_least;
+use crate::simd::{self, Kernel, Simd};
+use crate::{Cpu, Result};
+use std::marker::PhantomData;
+
+/// Steps of a record.
+pub(super) const STEPS: usize = SPAN / STEP;
+/// Halves of steps of a record.
+pub(super) const HALVES: usize = SPAN / ROWS;
+
+/// Memory for rounded activations, reused from call to call.
+pub struct Bytes8Buf {
+    bytes: Buffer,
+    scales: Buffer,
+    sums: Buffer,
+    products: Buffer,
+}
+
+impl Default for Bytes8Buf {
+    fn default() -> Bytes8Buf {
+        Bytes8Buf { bytes: Buffer::new(), scales: Buffer::new(), sums: Buffer::new(), products: Buffer::new() }
+    }
+}
+
+/// Activations `[m, k]` as signed bytes with a factor for each 32: record after record of 256 columns, and within a
+/// record row after row. A plain view, to be copied freely.
+#[derive(Clone, Copy)]
+pub struct Bytes8<'a> {
+    /// `[records, all, 256]` signed bytes, zero beyond `k`.
+    pub(super) bytes: *const u8,
+    /// `[records, all, 8]` factors.
+    pub(super) scales: *const f32,
+    /// `[records, all, 16]` sums of 16 bytes, as i32.
+    pub(super) sums: *const i32,
+    /// `[records, all, 16]` the same times the factor.
+    pub(super) products: *const f32,
+    /// Rows of the whole.
+    pub(super) all: usize,
+    pub(super) m: usize,
+    pub(super) k: usize,
+    life: PhantomData<&'a [u8]>,
+}
+
+// SAFETY: a view of shared slices.
+unsafe impl Send for Bytes8<'_> {}
+// SAFETY: as above.
+unsafe impl Sync for Bytes8<'_> {}
+
+impl Bytes8Buf {
+    /// Rounds `m` rows of `k` values, `stride` values from row to row.
+    pub fn prepare<'a>(&'a mut self, cpu: &Cpu, x: &[f32], m: usize, k: usize, stride: usize) -> Result<Bytes8<'a>> {
+        at_least("activations", "values from row to row", k, stride)?;
+        at_least("activations", "values", if m == 0 { 0 } else { (m - 1) * stride + k }, x.len())?;
+        let records = k.div_ceil(SPAN);
+        let cells = records * m;
+        let bytes = Shared(self.bytes.reserve(cells * SPAN));
+        let scales = Shared(self.scales.reserve(cells * STEPS * 4).cast::<f32>());
+        let sums = Shared(self.sums.reserve(cells * HALVES * 4).cast::<i32>());
+        let products = Shared(self.products.reserve(cells * HALVES * 4).cast::<f32>());
+        let least = (16usize << 10).div_ceil(k.max(1));
+        cpu.pool().ranges(m, least, &|rows| {
+            for row in rows {
+                let x = &x[row * stride..row * stride + k];
+                for (record, part) in x.chunks(SPAN).enumerate() {
+                    let cell = record * m + row;
+                    // SAFETY: every cell belongs to one task and lies within the buffers.
+                    unsafe {
+                        let round = Round {
+                            x: part,
+                            bytes: { bytes }.part(cell * SPAN, SPAN),
+                            scales: { scales }.part(cell * STEPS, STEPS),
+                            sums: { sums }.part(cell * HALVES, HALVES),
+                            products: { products }.part(cell * HALVES, HALVES),
+                        };
+                        simd::run(cpu.level(), round);
+                    }
+                }
+            }
+        });
+        Ok(Bytes8 {
+            bytes: bytes.0,
+            scales: scales.0,
+            sums: sums.0,
+            products: products.0,
+            all: m,
+            m,
+            k,
+            life: PhantomData,
+        })
+    }
+}
+
+impl Bytes8<'_> {
+    /// Rows.
+    pub fn rows(&self) -> usize {
+        self.m
+    }
+
+    /// Values of a row.
+    pub fn cols(&self) -> usize {
+        self.k
+    }
+
+    /// Rows `from..from + m`.
+    pub fn slice(self, from: usize, m: usize) -> Result<Self> {
+        at_least("activations", "rows", from.saturating_add(m), self.m)?;
+        let mut part = self;
+        part.m = m;
+        // SAFETY: the range is inside the view.
+        unsafe {
+            part.bytes = part.bytes.add(from * SPAN);
+            part.scales = part.scales.add(from * STEPS);
+            part.sums = part.sums.add(from * HALVES);
+            part.products = part.products.add(from * HALVES);
+        }
+        Ok(part)
+    }
+}
+
+/// Rounds up to 256 values of a row.
+struct Round<'a> {
+    x: &'a [f32],
+    bytes: &'a mut [u8],
+    scales: &'a mut [f32],
+    sums: &'a mut [i32],
+    products: &'a mut [f32],
+}
+
+impl Kernel for Round<'_> {
+    type Out = ();
+
+    // Plain loops over arrays: the compiler vectorises them with the level's features.
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self) {
+        let mut padded = [0.0f32; SPAN];
+        padded[..self.x.len()].copy_from_slice(self.x);
+        for step in 0..STEPS {
+            let mut x = [0.0f32; STEP];
+            x.copy_from_slice(&padded[step * STEP..(step + 1) * STEP]);
+            let mut most = [0.0f32; 16];
+            for i in 0..16 {
+                let (a, b) = (x[i].abs(), x[i + 16].abs());
+                most[i] = if a > b { a } else { b };
+            }
+            for half in [8, 4, 2, 1] {
+                for i in 0..half {
+                    most[i] = if most[i] > most[i + half] { most[i] } else { most[i + half] };
+                }
+            }
+            let scale = most[0] / 127.0;
+            // Below this the inverse would overflow; such values round to zero.
+            let inverse = if scale > 1e-37 { 1.0 / scale } else { 0.0 };
+            self.scales[step] = scale;
+            for half in 0..2 {
+                let mut sum = 0i32;
+                for i in 0..16 {
+                    let q = (x[half * 16 + i] * inverse).round_ties_even() as i32 as i8;
+                    self.bytes[step * STEP + half * 16 + i] = q as u8;
+                    sum += i32::from(q);
+                }
+                self.sums[step * 2 + half] = sum;
+                self.products[step * 2 + half] = sum as f32 * scale;
+            }
+        }
+    }
+}

@@ -1,0 +1,296 @@
+//! Products in integers.
+
+use super::acts::{Bytes8, HALVES, STEPS};
+use super::layout::Mapping;
+use super::relay::GroupedMat;
+use super::scales::{Decode, Decoded, GROUPS};
+use super::unpack::{codes, step_bytes};
+use super::{ROWS, SPAN, STEP};
+use crate::simd::{self, Kernel, LANES, Simd};
+
+/// Rows of activations that pass over a pair of tiles before the next pair is unpacked.
+const ROW_BLOCK: usize = 96;
+/// Bytes of an unpacked step of a pair of tiles.
+const PAIR_STEP: usize = 2 * 8 * 64;
+/// Bytes ahead of use that are asked for.
+const AHEAD: usize = 6144;
+
+/// Scratch that [`Integer`] needs: unpacked codes, sums, and prepared starts.
+pub(crate) const SCRATCH: usize = STEPS * PAIR_STEP + ROW_BLOCK * 2 * LANES * 4 + ROW_BLOCK * HALVES * 4;
+
+/// `out[m, n] = sum_k x[m, k] * w[n, k]` for `m` rows and `tiles` tiles from `first` on, padding not written.
+pub(crate) struct Integer<'a> {
+    pub w: &'a GroupedMat,
+    pub first: usize,
+    pub tiles: usize,
+    pub x: Bytes8<'a>,
+    pub out: *mut f32,
+    /// Values from row to row of `out`.
+    pub ld: usize,
+    /// Room for [`SCRATCH`], aligned to 64.
+    pub scratch: *mut u8,
+}
+
+/// What a block of rows, up to `MR`, needs of one record.
+#[derive(Clone, Copy)]
+struct Cell<'a> {
+    panel: *const u8,
+    steps: usize,
+    /// Steps that share a factor, as a shift.
+    shift: u32,
+    x: *const u8,
+    scales: *const f32,
+    /// What each sum begins with, [`HALVES`] a row.
+    starts: *const i32,
+    products: *const f32,
+    numbers: &'a [Decoded; 2],
+    /// `[m, 2, LANES]` sums over the records so far.
+    y: *mut f32,
+}
+
+/// `MR` rows of activations against one record of two tiles.
+#[inline(always)]
+unsafe fn cell<S: Simd, const MR: usize, const WIDE: bool, const HALF: bool, const AFFINE: bool>(c: Cell<'_>) {
+    // SAFETY: the caller vouches for the pointers.
+    unsafe {
+        let mut y = [[S::zero(); 2]; MR];
+        for m in 0..MR {
+            for t in 0..2 {
+                y[m][t] = S::load(c.y.add((m * 2 + t) * LANES));
+            }
+        }
+        let pieces = if HALF { 2 } else { 1 };
+        for piece in 0..c.steps * pieces {
+            // A piece is half a step, or a whole one.
+            let (step, first) = if HALF { (piece / 2, 4 * (piece % 2)) } else { (piece, 0) };
+            let start = |m: usize| c.starts.add(m * HALVES + if HALF { piece } else { 2 * piece });
+            let mut acc = [[S::splat_i32(start(0)); 2]; MR];
+            for m in 1..MR {
+                acc[m] = [S::splat_i32(start(m)); 2];
+            }
+            let (panel, x) = (c.panel.add(step * PAIR_STEP), c.x.add(step * STEP));
+            for q in first..first + 8 / pieces {
+                let (w0, w1) = (S::bytes(panel.add(64 * q)), S::bytes(panel.add(512 + 64 * q)));
+                for m in 0..MR {
+                    let x = x.add(m * SPAN + 4 * q);
+                    acc[m][0] = S::dot_bytes::<WIDE>(acc[m][0], w0, x);
+                    acc[m][1] = S::dot_bytes::<WIDE>(acc[m][1], w1, x);
+                }
+            }
+            let g = if HALF { piece } else { piece >> c.shift };
+            for t in 0..2 {
+                let scale = S::load(c.numbers[t].scale.get_unchecked(g).as_ptr());
+                for m in 0..MR {
+                    let factor = S::mul(scale, S::splat(*c.scales.add(m * STEPS + step)));
+                    y[m][t] = S::fma(S::to_f32(acc[m][t]), factor, y[m][t]);
+                }
+                if AFFINE {
+                    let minimum = S::load(c.numbers[t].minimum.get_unchecked(g).as_ptr());
+                    for m in 0..MR {
+                        let at = c.products.add(m * HALVES + if HALF { piece } else { 2 * piece });
+                        let sum = if HALF { *at } else { *at + *at.add(1) };
+                        y[m][t] = S::fma(minimum, S::splat(sum), y[m][t]);
+                    }
+                }
+            }
+        }
+        for m in 0..MR {
+            for t in 0..2 {
+                S::store(c.y.add((m * 2 + t) * LANES), y[m][t]);
+            }
+        }
+    }
+}
+
+/// A record against a block of rows, as a function of its own: one with all variants inlined takes minutes to compile.
+struct Block<'a, const WIDE: bool, const HALF: bool, const AFFINE: bool>(Cell<'a>, usize);
+
+impl<const WIDE: bool, const HALF: bool, const AFFINE: bool> Kernel for Block<'_, WIDE, HALF, AFFINE> {
+    type Out = ();
+
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self) {
+        let Block(mut c, mut rows) = self;
+        // SAFETY: the fields' promises.
+        unsafe {
+            while rows > 0 {
+                let m = match rows {
+                    6.. if S::BYTE_ROWS == 6 => {
+                        cell::<S, 6, WIDE, HALF, AFFINE>(c);
+                        6
+                    }
+                    3.. if S::BYTE_ROWS == 6 => {
+                        cell::<S, 3, WIDE, HALF, AFFINE>(c);
+                        3
+                    }
+                    2.. if S::BYTE_ROWS >= 2 => {
+                        cell::<S, 2, WIDE, HALF, AFFINE>(c);
+                        2
+                    }
+                    _ => {
+                        cell::<S, 1, WIDE, HALF, AFFINE>(c);
+                        1
+                    }
+                };
+                c.x = c.x.add(m * SPAN);
+                c.scales = c.scales.add(m * STEPS);
+                c.starts = c.starts.add(m * HALVES);
+                c.products = c.products.add(m * HALVES);
+                c.y = c.y.add(m * 2 * LANES);
+                rows -= m;
+            }
+        }
+    }
+}
+
+/// Unpacks a record of one tile into its half of the panel.
+struct Unpack<'a> {
+    bits: u32,
+    table: Option<&'a [u8; 16]>,
+    codes: *const u8,
+    steps: usize,
+    panel: *mut u8,
+}
+
+impl Kernel for Unpack<'_> {
+    type Out = ();
+
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self) {
+        let size = step_bytes(self.bits);
+        // SAFETY: the fields' promises.
+        unsafe {
+            let each = |bits: u32, table: Option<S::V>| {
+                for step in 0..self.steps {
+                    let from = self.codes.add(step * size);
+                    for line in 0..self.bits as usize {
+                        S::prefetch(from.wrapping_add(AHEAD + 64 * line));
+                    }
+                    let v = codes::<S>(bits, from);
+                    let to = self.panel.add(step * PAIR_STEP);
+                    for (i, mut v) in v.into_iter().enumerate() {
+                        if let Some(table) = table {
+                            v = S::look_up(table, v);
+                        }
+                        S::store_bytes(to.add(64 * i), v);
+                    }
+                }
+            };
+            match (self.bits, self.table) {
+                (4, Some(table)) => each(4, Some(S::table(table.as_ptr()))),
+                (2, _) => each(2, None),
+                (3, _) => each(3, None),
+                (4, _) => each(4, None),
+                (5, _) => each(5, None),
+                (6, _) => each(6, None),
+                (7, _) => each(7, None),
+                _ => each(8, None),
+            }
+        }
+    }
+}
+
+impl Integer<'_> {
+    /// Computes the outputs.
+    ///
+    /// # Safety
+    /// The tiles lie within the matrix, the activations are as wide as it, `out` has room for `x.m` rows of the tiles'
+    /// outputs, and the level of `S` is available.
+    pub unsafe fn run(&self, level: simd::Level) {
+        let layout = self.w.layout();
+        let full = matches!(level, simd::Level::Avx512Bf16 | simd::Level::Scalar);
+        let highest = match &layout.mapping {
+            Mapping::Table { table, .. } => table.iter().copied().max().unwrap_or(0),
+            _ => (0xff_u32 >> (8 - layout.bits)) as u8,
+        };
+        let wide = highest > 127 && !full;
+        let half = layout.group == 16;
+        // SAFETY: this function's contract.
+        unsafe {
+            match (wide, half, layout.is_affine()) {
+                (false, false, false) => self.all::<false, false, false>(level),
+                (false, false, true) => self.all::<false, false, true>(level),
+                (false, true, false) => self.all::<false, true, false>(level),
+                (false, true, true) => self.all::<false, true, true>(level),
+                (true, false, false) => self.all::<true, false, false>(level),
+                (true, false, true) => self.all::<true, false, true>(level),
+                (true, true, false) => self.all::<true, true, false>(level),
+                (true, true, true) => self.all::<true, true, true>(level),
+            }
+        }
+    }
+
+    unsafe fn all<const WIDE: bool, const HALF: bool, const AFFINE: bool>(&self, level: simd::Level) {
+        let layout = self.w.layout();
+        let panel = self.scratch;
+        let mut numbers = [Decoded::new(), Decoded::new()];
+        let zero = i32::from(layout.mapping.zero());
+        let table = match &layout.mapping {
+            Mapping::Table { table, .. } => Some(table),
+            _ => None,
+        };
+        let shift = (layout.group / STEP).max(1).trailing_zeros();
+        debug_assert!(SPAN / layout.group <= GROUPS);
+        // SAFETY: the contract of `run`; the scratch holds the panel, the sums and the starts, in this order.
+        unsafe {
+            let y = panel.add(STEPS * PAIR_STEP).cast::<f32>();
+            let starts = y.add(ROW_BLOCK * 2 * LANES).cast::<i32>();
+            for m0 in (0..self.x.m).step_by(ROW_BLOCK) {
+                let rows = ROW_BLOCK.min(self.x.m - m0);
+                for pair in (0..self.tiles).step_by(2) {
+                    y.write_bytes(0, rows * 2 * LANES);
+                    let second = usize::from(pair + 1 < self.tiles);
+                    let tiles = [self.w.tile(self.first + pair), self.w.tile(self.first + pair + second)];
+                    for record in 0..layout.records() {
+                        let steps = layout.steps(record);
+                        for t in 0..=second {
+                            let at = tiles[t].add(layout.head + record * layout.record());
+                            let decode =
+                                Decode { layout, head: tiles[t], record: at, folded: true, out: &mut numbers[t] };
+                            simd::run(level, decode);
+                            let codes = at.add(layout.numbers);
+                            let panel = panel.add(512 * t);
+                            simd::run(level, Unpack { bits: layout.bits, table, codes, steps, panel });
+                        }
+                        let row = record * self.x.all + m0;
+                        let sums = self.x.sums.add(row * HALVES);
+                        start::<HALF>(sums, zero, rows, starts);
+                        let c = Cell {
+                            panel,
+                            steps,
+                            shift,
+                            x: self.x.bytes.add(row * SPAN),
+                            scales: self.x.scales.add(row * STEPS),
+                            starts,
+                            products: self.x.products.add(row * HALVES),
+                            numbers: &numbers,
+                            y,
+                        };
+                        simd::run(level, Block::<WIDE, HALF, AFFINE>(c, rows));
+                    }
+                    for m in 0..rows {
+                        let out = self.out.add((m0 + m) * self.ld + pair * ROWS);
+                        let n = (layout.rows - (self.first + pair) * ROWS).min((1 + second) * ROWS);
+                        out.copy_from_nonoverlapping(y.add(m * 2 * LANES), n);
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// What sums begin with: minus zero point times the sum of the bytes.
+#[inline(always)]
+unsafe fn start<const HALF: bool>(sums: *const i32, zero: i32, rows: usize, starts: *mut i32) {
+    // SAFETY: the caller vouches for `rows` rows on both sides.
+    unsafe {
+        for i in 0..rows * HALVES {
+            let sum = *sums.add(i);
+            *starts.add(i) = match HALF {
+                true => -zero * sum,
+                false if i % 2 == 0 => -zero * (sum + *sums.add(i + 1)),
+                false => 0,
+            };
+        }
+    }
+}

@@ -1,0 +1,132 @@
+//! Codes of a step from their planes to one byte each, and back.
+
+use crate::simd::Simd;
+
+/// Bytes of a step's codes.
+pub(crate) const fn step_bytes(bits: u32) -> usize {
+    64 * bits as usize
+}
+
+/// The eight vectors of a step, each code in a byte.
+///
+/// # Safety
+/// `p` must be valid for [`step_bytes`], the features of `S` enabled, and `bits` in 2..=8.
+#[inline(always)]
+pub(crate) unsafe fn codes<S: Simd>(bits: u32, p: *const u8) -> [S::V; 8] {
+    // SAFETY: the caller's promise; each arm reads 64 bytes for each of its bits.
+    unsafe {
+        match bits {
+            2 => twos::<S>(p),
+            3 => ones::<S, 2>(twos::<S>(p), p.add(128)),
+            4 => fours::<S>(p),
+            5 => ones::<S, 4>(fours::<S>(p), p.add(256)),
+            6 => twos_above::<S>(fours::<S>(p), p.add(256)),
+            7 => ones::<S, 6>(twos_above::<S>(fours::<S>(p), p.add(256)), p.add(384)),
+            _ => {
+                let v = |i: usize| S::bytes(p.add(64 * i));
+                [v(0), v(1), v(2), v(3), v(4), v(5), v(6), v(7)]
+            }
+        }
+    }
+}
+
+#[inline(always)]
+unsafe fn fours<S: Simd>(p: *const u8) -> [S::V; 8] {
+    // SAFETY: the caller vouches for 256 bytes.
+    unsafe {
+        let v = |i: usize| S::bytes(p.add(64 * i));
+        let [a, b, c, d] = [v(0), v(1), v(2), v(3)];
+        [
+            S::field::<0, 15>(a),
+            S::field::<4, 15>(a),
+            S::field::<0, 15>(b),
+            S::field::<4, 15>(b),
+            S::field::<0, 15>(c),
+            S::field::<4, 15>(c),
+            S::field::<0, 15>(d),
+            S::field::<4, 15>(d),
+        ]
+    }
+}
+
+#[inline(always)]
+unsafe fn twos<S: Simd>(p: *const u8) -> [S::V; 8] {
+    // SAFETY: the caller vouches for 128 bytes.
+    unsafe {
+        let (a, b) = (S::bytes(p), S::bytes(p.add(64)));
+        [
+            S::field::<0, 3>(a),
+            S::field::<2, 3>(a),
+            S::field::<4, 3>(a),
+            S::field::<6, 3>(a),
+            S::field::<0, 3>(b),
+            S::field::<2, 3>(b),
+            S::field::<4, 3>(b),
+            S::field::<6, 3>(b),
+        ]
+    }
+}
+
+/// Two more bits above four.
+#[inline(always)]
+unsafe fn twos_above<S: Simd>(v: [S::V; 8], p: *const u8) -> [S::V; 8] {
+    // SAFETY: the caller vouches for 128 bytes.
+    unsafe {
+        let (a, b) = (S::bytes(p), S::bytes(p.add(64)));
+        [
+            S::insert::<0, 3, 4>(v[0], a),
+            S::insert::<2, 3, 4>(v[1], a),
+            S::insert::<4, 3, 4>(v[2], a),
+            S::insert::<6, 3, 4>(v[3], a),
+            S::insert::<0, 3, 4>(v[4], b),
+            S::insert::<2, 3, 4>(v[5], b),
+            S::insert::<4, 3, 4>(v[6], b),
+            S::insert::<6, 3, 4>(v[7], b),
+        ]
+    }
+}
+
+/// One more bit above `T`.
+#[inline(always)]
+unsafe fn ones<S: Simd, const T: u32>(v: [S::V; 8], p: *const u8) -> [S::V; 8] {
+    // SAFETY: the caller vouches for 64 bytes.
+    unsafe {
+        let a = S::bytes(p);
+        [
+            S::insert::<0, 1, T>(v[0], a),
+            S::insert::<1, 1, T>(v[1], a),
+            S::insert::<2, 1, T>(v[2], a),
+            S::insert::<3, 1, T>(v[3], a),
+            S::insert::<4, 1, T>(v[4], a),
+            S::insert::<5, 1, T>(v[5], a),
+            S::insert::<6, 1, T>(v[6], a),
+            S::insert::<7, 1, T>(v[7], a),
+        ]
+    }
+}
+
+/// Puts row `row`'s 32 codes of a step into its planes, which were zero.
+pub(crate) fn lay(bits: u32, row: usize, codes: &[u8; 32], step: &mut [u8]) {
+    let quad = |q: usize| u32::from_le_bytes([codes[4 * q], codes[4 * q + 1], codes[4 * q + 2], codes[4 * q + 3]]);
+    let mut put = |vector: usize, word: u32| {
+        step[64 * vector + 4 * row..][..4].copy_from_slice(&word.to_le_bytes());
+    };
+    let (mut vector, mut below) = (0, 0);
+    if bits == 8 {
+        (0..8).for_each(|q| put(q, quad(q)));
+        return;
+    }
+    // A field of each of four bytes at once.
+    let field = |q: usize, from: u32, mask: u32| quad(q) >> from & (mask * 0x0101_0101);
+    if bits & 4 != 0 {
+        (0..4).for_each(|j| put(j, field(2 * j, 0, 15) | field(2 * j + 1, 0, 15) << 4));
+        (vector, below) = (4, 4);
+    }
+    if bits & 2 != 0 {
+        (0..2).for_each(|j| put(vector + j, (0..4).fold(0, |w, i| w | field(4 * j + i, below, 3) << (2 * i as u32))));
+        (vector, below) = (vector + 2, below + 2);
+    }
+    if bits & 1 != 0 {
+        put(vector, (0..8).fold(0, |w, q| w | field(q, below, 1) << q as u32));
+    }
+}
