@@ -3,7 +3,7 @@
 //! as the machine's own.
 
 use marlin_cpu::attention::{KvShape, LatentShape, Sequence, Span, attention, latent_attention};
-use marlin_cpu::linear::{ActsBuf, Job, Out, linears};
+use marlin_cpu::linear::{ActsBuf, Job, Needs, Out, linears};
 use marlin_cpu::{Cpu, DType, Mat, Mode, Result, bandwidth};
 use std::time::Instant;
 
@@ -40,7 +40,7 @@ fn gemv(cpu: &Cpu, bandwidth: f64) -> Result<()> {
                 let t = best(4, || {
                     for c in 0..copies {
                         let w = Mat::new(&data[c * size..], dtype, n, k)?;
-                        let acts = buf.prepare(cpu, mode, &x, m, k, k)?;
+                        let acts = buf.prepare(cpu, mode, Needs { bf16: true, bytes: false }, &x, m, k, k)?;
                         linears(cpu, &[Job::new(acts, w, Out::new(&mut out, n))])?;
                     }
                     Ok(())
@@ -69,7 +69,7 @@ fn gemm(cpu: &Cpu, peak: (f64, f64)) -> Result<()> {
                 let mut out = vec![0.0f32; m * n];
                 let mut buf = ActsBuf::default();
                 let t = best(8, || {
-                    let acts = buf.prepare(cpu, mode, &x, m, k, k)?;
+                    let acts = buf.prepare(cpu, mode, Needs { bf16: true, bytes: false }, &x, m, k, k)?;
                     linears(cpu, &[Job::new(acts, w, Out::new(&mut out, n))])
                 })?;
                 let rate = 2.0 * (m * n * k) as f64 / t;

@@ -70,7 +70,7 @@ impl InputTransform {
     }
 
     /// Turns a row of the matrix into the row that gives the same product with the input as it is.
-    pub(super) fn fold(&self, row: &mut [f32]) {
+    pub fn fold(&self, row: &mut [f32]) {
         match self {
             Self::None => {}
             Self::Permutation(order) => {

@@ -2,7 +2,8 @@
 
 use super::{CpuBackend, CpuBatch, CpuKv, CpuLinear, Tensor, shape};
 use crate::attention::{self, Expanded, LatentShape, Sequence, Span};
-use crate::linear::{self, Job, Out};
+use crate::grouped::ROWS;
+use crate::linear::{self, Job, Out, W};
 use crate::{Mode, ops};
 use marlin_backend::{Error, LatentForm, LinearHandle, Result};
 use marlin_checkpoint::LatentProjection;
@@ -113,11 +114,10 @@ fn absorbed(
     let (ld, to) = (s.nope + rope, q_lat.values_mut());
     match kv_b {
         LatentProjection::Whole(w) => {
-            linear::per_head_transposed(&b.cpu, q, ld, rows, s.heads, w.whole()?, 0, s.nope, to).map_err(shape)?;
+            linear::per_head_transposed(&b.cpu, q, ld, rows, s.heads, w.whole(b)?, 0, s.nope, to).map_err(shape)?;
         }
         LatentProjection::Split { k, .. } => {
-            let acts = &mut b.scratch().acts;
-            linear::per_head(&b.cpu, b.mode, q, ld, rows, s.heads, k.whole()?, 0, rank, acts, to).map_err(shape)?;
+            per_head(b, k, q, ld, rows, s.heads, 0, rank, to)?;
         }
     }
     let mut o_lat = b.buffers.tensor(rows, s.heads * rank);
@@ -137,12 +137,37 @@ fn absorbed(
         o,
     )
     .map_err(shape)?;
-    let acts = &mut b.scratch().acts;
     let (w, from) = match kv_b {
-        LatentProjection::Whole(w) => (w.whole()?, s.nope),
-        LatentProjection::Split { v, .. } => (v.whole()?, 0),
+        LatentProjection::Whole(w) => (w, s.nope),
+        LatentProjection::Split { v, .. } => (v, 0),
     };
-    linear::per_head(&b.cpu, b.mode, o_lat.values(), rank, rows, s.heads, w, from, s.value, acts, out).map_err(shape)
+    per_head(b, w, o_lat.values(), rank, rows, s.heads, from, s.value, out)
+}
+
+/// Rows `from..from + n` of each head's part of `w`, applied to that head's vectors.
+#[allow(clippy::too_many_arguments)]
+fn per_head(
+    b: &CpuBackend,
+    w: &CpuLinear,
+    x: &[f32],
+    x_ld: usize,
+    rows: usize,
+    heads: usize,
+    from: usize,
+    n: usize,
+    out: &mut [f32],
+) -> Result<()> {
+    let mut scratch = b.scratch();
+    let acts = scratch.first();
+    match w.tiles() {
+        Some(tiles) if from == 0 && w.rows() == heads * n && n.is_multiple_of(ROWS) => {
+            linear::per_head_tiles(&b.cpu, b.mode, x, x_ld, rows, heads, tiles, n, acts, out).map_err(shape)
+        }
+        _ => {
+            let w = w.whole(b)?;
+            linear::per_head(&b.cpu, b.mode, x, x_ld, rows, heads, w, from, n, acts, out).map_err(shape)
+        }
+    }
 }
 
 #[allow(clippy::too_many_arguments)]
@@ -157,7 +182,7 @@ fn expanded(
     scale: f32,
     out: &mut [f32],
 ) -> Result<()> {
-    let w = kv_b.whole()?;
+    let w = kv_b.whole(b)?;
     let LatentShape { rank, block, dtype, .. } = s.latent;
     let width = s.latent.width();
     let positions = span.start + span.rows;
@@ -171,7 +196,9 @@ fn expanded(
     let mut both = b.buffers.tensor(positions, s.heads * per);
     {
         let mut scratch = b.scratch();
-        let acts = scratch.acts.prepare(&b.cpu, b.mode, cached.values(), positions, rank, width).map_err(shape)?;
+        let needs = W::from(w).needs();
+        let acts = scratch.first().prepare(&b.cpu, b.mode, needs, cached.values(), positions, rank, width);
+        let acts = acts.map_err(shape)?;
         linear::linears(&b.cpu, &[Job::new(acts, w, Out::new(both.values_mut(), s.heads * per))]).map_err(shape)?;
     }
     let expanded = Expanded {

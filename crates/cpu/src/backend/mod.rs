@@ -65,8 +65,18 @@ pub struct CpuBackend {
 /// Memory that operations need while they run.
 #[derive(Default)]
 struct Scratch {
-    acts: ActsBuf,
+    /// For inputs as they are, then for inputs that a layer changes.
+    acts: Vec<ActsBuf>,
     experts: ExpertsBuf,
+}
+
+impl Scratch {
+    fn first(&mut self) -> &mut ActsBuf {
+        if self.acts.is_empty() {
+            self.acts.push(ActsBuf::default());
+        }
+        &mut self.acts[0]
+    }
 }
 
 /// Experts and weights of every row, `slots` of each.

@@ -2,37 +2,108 @@
 
 use super::{CpuBackend, CpuExperts, CpuLinear, CpuRouting, Scratch, Tensor, expect, shape};
 use crate::Mode;
-use crate::linear::{self, Job, Out, Route};
+use crate::buffer::Shared;
+use crate::linear::{self, Acts, ActsBuf, Job, Needs, Out, Route};
 use crate::ops;
 use marlin_backend::{Backend, Error, LinearHandle, Result};
+use std::ops::Range;
 use std::sync::{MutexGuard, PoisonError};
+
+/// Some rows that pass through one layer.
+type Part<'a> = (&'a CpuLinear, Range<usize>);
 
 impl CpuBackend {
     pub(super) fn scratch(&self) -> MutexGuard<'_, Scratch> {
         self.scratch.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Each linear of `x`; dense ones share one parallel region.
+    /// Each linear of `x`; those with kernels share one parallel region.
     pub(super) fn apply(&self, mode: Mode, linears: &[&CpuLinear], x: &Tensor) -> Result<Vec<Tensor>> {
-        let mut out = Vec::with_capacity(linears.len());
         for w in linears {
             expect("linear", "columns", w.cols(), x.cols)?;
-            out.push(match w.dense()? {
-                Some(mat) => self.buffers.tensor(x.rows, mat.rows()),
+        }
+        let inputs: Vec<Tensor> = linears.iter().map(|w| self.input(&[(w, 0..x.rows)], x)).collect();
+        let mut out = Vec::with_capacity(linears.len());
+        for (w, x) in linears.iter().zip(&inputs) {
+            out.push(match w.weight()? {
+                Some(_) => self.buffers.tensor(x.rows, w.padded_rows()),
                 None => w.decoded(self, x)?,
             });
         }
         let mut scratch = self.scratch();
-        let acts = scratch.acts.prepare(&self.cpu, mode, x.values(), x.rows, x.cols, x.cols).map_err(shape)?;
+        let mut needs = Needs::default();
+        for w in linears {
+            needs = needs.or(w.weight()?.map_or(needs, |w| w.needs()));
+        }
+        // Those whose input is changed have activations of their own.
+        while scratch.acts.len() <= linears.len() {
+            scratch.acts.push(ActsBuf::default());
+        }
+        let mut bufs = scratch.acts.iter_mut();
+        let shared = bufs.next().ok_or_else(|| Error::shape("linears", 1, 0))?;
+        let own: Vec<usize> = (0..linears.len()).filter(|i| linears[*i].changes_input()).collect();
+        let mut acts: Vec<Option<Acts<'_>>> = vec![None; linears.len()];
+        for (i, buf) in own.iter().zip(bufs) {
+            let (x, needs) = (&inputs[*i], linears[*i].weight()?.map_or(Needs::default(), |w| w.needs()));
+            acts[*i] = Some(buf.prepare(&self.cpu, mode, needs, x.values(), x.rows, x.cols, x.cols).map_err(shape)?);
+        }
+        if own.len() < linears.len() {
+            let all = shared.prepare(&self.cpu, mode, needs, x.values(), x.rows, x.cols, x.cols).map_err(shape)?;
+            acts.iter_mut().for_each(|a| *a = Some(a.unwrap_or(all)));
+        }
         let mut jobs = Vec::with_capacity(linears.len());
-        for (w, y) in linears.iter().zip(&mut out) {
-            if let Some(mat) = w.dense()? {
-                jobs.push(Job::new(acts, mat, Out::new(y.values_mut(), mat.rows())).bias(w.bias()));
+        for ((w, y), acts) in linears.iter().zip(&mut out).zip(&acts) {
+            if let (Some(mat), Some(acts)) = (w.weight()?, acts) {
+                let bias = if w.changes_output() { None } else { w.bias() };
+                jobs.push(Job::new(*acts, mat, Out::new(y.values_mut(), mat.rows())).bias(bias));
             }
         }
         linear::linears(&self.cpu, &jobs).map_err(shape)?;
         drop(jobs);
-        Ok(out)
+        let finished = linears.iter().zip(out).map(|(w, y)| match w.weight() {
+            Ok(Some(_)) if !w.changes_output() => Ok(y),
+            Ok(_) => Ok(self.output(&[(w, 0..y.rows)], y)),
+            Err(e) => Err(e),
+        });
+        finished.collect()
+    }
+
+    /// The rows padded and transformed for the layers they pass through, all of the same sizes; `x` itself if nothing
+    /// changes.
+    fn input(&self, parts: &[Part<'_>], x: &Tensor) -> Tensor {
+        let Some((first, _)) = parts.iter().find(|(w, _)| w.changes_input()) else { return x.clone() };
+        let (from_width, width) = (x.cols, first.padded_cols());
+        let mut out = self.buffers.tensor(x.rows, width);
+        let to = Shared::of(out.values_mut());
+        for (w, rows) in parts {
+            self.cpu.pool().ranges(rows.len(), (8 << 10) / width.max(1), &|some| {
+                for row in some.map(|i| rows.start + i) {
+                    // SAFETY: each row belongs to one task.
+                    let to = unsafe { { to }.part(row * width, width) };
+                    w.input_row(&x.values()[row * from_width..(row + 1) * from_width], to);
+                }
+            });
+        }
+        out
+    }
+
+    /// Outputs transformed, cut and with their biases.
+    fn output(&self, parts: &[Part<'_>], mut y: Tensor) -> Tensor {
+        let Some((first, _)) = parts.first() else { return y };
+        let (from_width, width) = (y.cols, first.rows());
+        let mut out = self.buffers.tensor(y.rows, width);
+        let (from, to) = (Shared::of(y.values_mut()), Shared::of(out.values_mut()));
+        for (w, rows) in parts {
+            self.cpu.pool().ranges(rows.len(), (8 << 10) / width.max(1), &|some| {
+                for row in some.map(|i| rows.start + i) {
+                    // SAFETY: each row belongs to one task.
+                    let (from, to) =
+                        unsafe { ({ from }.part(row * from_width, from_width), { to }.part(row * width, width)) };
+                    w.output_row(from, to);
+                }
+            });
+        }
+        out
     }
 
     pub(super) fn one(&self, w: &CpuLinear, x: &Tensor) -> Result<Tensor> {
@@ -41,20 +112,21 @@ impl CpuBackend {
 
     /// `h + linear(x)`.
     pub(super) fn residual(&self, w: &CpuLinear, x: &Tensor, mut h: Tensor) -> Result<Tensor> {
-        let Some(mat) = w.dense()? else { return self.add(h, &self.one(w, x)?) };
+        let Some(mat) = w.plain()? else { return self.add(h, &self.one(w, x)?) };
         expect("linear", "columns", mat.cols(), x.cols)?;
         expect("linear", "rows", x.rows, h.rows)?;
         expect("linear", "outputs", mat.rows(), h.cols)?;
         let mut scratch = self.scratch();
-        let acts = scratch.acts.prepare(&self.cpu, self.mode, x.values(), x.rows, x.cols, x.cols).map_err(shape)?;
+        let acts = scratch.first().prepare(&self.cpu, self.mode, mat.needs(), x.values(), x.rows, x.cols, x.cols);
         let out = Out::new(h.values_mut(), mat.rows());
-        linear::linears(&self.cpu, &[Job::new(acts, mat, out).bias(w.bias()).add(true)]).map_err(shape)?;
+        let job = Job::new(acts.map_err(shape)?, mat, out).bias(w.bias()).add(true);
+        linear::linears(&self.cpu, &[job]).map_err(shape)?;
         Ok(h)
     }
 
     /// `silu(gate x) * up x`.
     pub(super) fn gate_up(&self, gate: &CpuLinear, up: &CpuLinear, x: &Tensor) -> Result<Tensor> {
-        let (Some(g), Some(u), None, None) = (gate.dense()?, up.dense()?, gate.bias(), up.bias()) else {
+        let (Some(g), Some(u), None, None) = (gate.plain()?, up.plain()?, gate.bias(), up.bias()) else {
             let mut both = self.apply(self.mode, &[gate, up], x)?;
             let (up, gate) = (both.pop(), both.pop());
             return match (gate, up) {
@@ -64,8 +136,9 @@ impl CpuBackend {
         };
         let mut out = self.buffers.tensor(x.rows, g.rows());
         let mut scratch = self.scratch();
-        let acts = scratch.acts.prepare(&self.cpu, self.mode, x.values(), x.rows, x.cols, x.cols).map_err(shape)?;
-        let job = Job::swiglu(acts, g, u, Out::new(out.values_mut(), g.rows()));
+        let needs = g.needs().or(u.needs());
+        let acts = scratch.first().prepare(&self.cpu, self.mode, needs, x.values(), x.rows, x.cols, x.cols);
+        let job = Job::swiglu(acts.map_err(shape)?, g, u, Out::new(out.values_mut(), g.rows()));
         linear::linears(&self.cpu, &[job]).map_err(shape)?;
         Ok(out)
     }
@@ -79,23 +152,24 @@ impl CpuBackend {
         add: bool,
         mut h: Tensor,
     ) -> Result<Tensor> {
-        let mut dense = Vec::with_capacity(experts.0.len());
+        let mut plain = Vec::with_capacity(experts.0.len());
         for [gate, up, down] in &experts.0 {
-            let (Some(gate), Some(up), Some(down)) = (gate.dense()?, up.dense()?, down.dense()?) else {
-                return self.decoded_experts(x, experts, routing, add, h);
+            let (Some(gate), Some(up), Some(down)) = (gate.plain()?, up.plain()?, down.plain()?) else {
+                return self.experts_apart(x, experts, routing, add, h);
             };
-            dense.push(linear::Expert { gate, up, down });
+            plain.push(linear::Expert { gate, up, down });
         }
         let route = Route { experts: &routing.experts, weights: &routing.weights, slots: routing.slots };
         let mut scratch = self.scratch();
         let buf = &mut scratch.experts;
-        linear::experts(&self.cpu, self.mode, x.values(), x.rows, &dense, route, buf, add, h.values_mut())
+        linear::experts(&self.cpu, self.mode, x.values(), x.rows, &plain, route, buf, add, h.values_mut())
             .map_err(shape)?;
         Ok(h)
     }
 
-    /// The same for experts that are not all dense: one after another, each on the rows routed to it.
-    fn decoded_experts(
+    /// The same for experts with transforms around their matrices, or without kernels: rows are gathered by expert, and
+    /// each of the three products is one region.
+    fn experts_apart(
         &self,
         x: &Tensor,
         experts: &CpuExperts,
@@ -104,31 +178,80 @@ impl CpuBackend {
         mut h: Tensor,
     ) -> Result<Tensor> {
         let (width, slots) = (x.cols, routing.slots);
-        let mut all = self.buffers.tensor(x.rows * slots, width);
-        for (e, [gate, up, down]) in experts.0.iter().enumerate() {
-            let chosen: Vec<usize> = (0..routing.experts.len()).filter(|i| routing.experts[*i] as usize == e).collect();
-            if chosen.is_empty() {
-                continue;
-            }
-            let mut input = self.buffers.tensor(chosen.len(), width);
-            for (to, i) in input.values_mut().chunks_exact_mut(width).zip(&chosen) {
-                to.copy_from_slice(&x.values()[i / slots * width..][..width]);
-            }
-            let y = self.one(down, &self.gate_up(gate, up, &input)?)?;
-            for (from, i) in y.values().chunks_exact(width).zip(&chosen) {
-                all.values_mut()[i * width..][..width].copy_from_slice(from);
+        let mut order: Vec<usize> = (0..routing.experts.len()).collect();
+        order.sort_by_key(|i| routing.experts[*i]);
+        let mut gathered = self.buffers.tensor(order.len(), width);
+        for (to, i) in gathered.values_mut().chunks_exact_mut(width.max(1)).zip(&order) {
+            to.copy_from_slice(&x.values()[i / slots * width..][..width]);
+        }
+        let mut used: Vec<(usize, Range<usize>)> = Vec::new();
+        for (row, i) in order.iter().enumerate() {
+            let e = routing.experts[*i] as usize;
+            match used.last_mut() {
+                Some((last, rows)) if *last == e => rows.end = row + 1,
+                _ => used.push((e, row..row + 1)),
             }
         }
-        for (row, h) in h.values_mut().chunks_exact_mut(width).enumerate() {
+        let chosen = |which: usize| -> Vec<Part<'_>> {
+            used.iter().map(|(e, rows)| (&experts.0[*e][which], rows.clone())).collect()
+        };
+        let gate = self.parts(&chosen(0), &gathered)?;
+        let up = self.parts(&chosen(1), &gathered)?;
+        let y = self.parts(&chosen(2), &self.swiglu(gate, &up)?)?;
+        let mut place = vec![0; order.len()];
+        order.iter().enumerate().for_each(|(row, i)| place[*i] = row);
+        for (row, h) in h.values_mut().chunks_exact_mut(width.max(1)).enumerate() {
             if !add {
                 h.fill(0.0);
             }
             for i in row * slots..(row + 1) * slots {
-                let from = &all.values()[i * width..][..width];
+                let from = &y.values()[place[i] * width..][..width];
                 h.iter_mut().zip(from).for_each(|(h, y)| *h += routing.weights[i] * y);
             }
         }
         Ok(h)
+    }
+
+    /// Rows of `x` through the layers they belong to, all of the same features.
+    fn parts(&self, parts: &[Part<'_>], x: &Tensor) -> Result<Tensor> {
+        let Some((first, _)) = parts.first() else { return Ok(self.buffers.tensor(0, 0)) };
+        let sizes = |w: &CpuLinear| [w.padded_cols(), w.padded_rows()];
+        let mut alike = true;
+        let mut needs = Needs::default();
+        for (w, _) in parts {
+            alike &= sizes(w) == sizes(first) && w.weight()?.is_some();
+            needs = needs.or(w.weight()?.map_or(needs, |w| w.needs()));
+        }
+        if !alike {
+            let mut out = self.buffers.tensor(x.rows, first.rows());
+            let width = first.rows();
+            for (w, rows) in parts {
+                let mut some = self.buffers.tensor(rows.len(), x.cols);
+                some.values_mut().copy_from_slice(&x.values()[rows.start * x.cols..rows.end * x.cols]);
+                out.values_mut()[rows.start * width..rows.end * width].copy_from_slice(self.one(w, &some)?.values());
+            }
+            return Ok(out);
+        }
+        let x = self.input(parts, x);
+        let mut y = self.buffers.tensor(x.rows, first.padded_rows());
+        {
+            let mut scratch = self.scratch();
+            let acts = scratch.first().prepare(&self.cpu, self.mode, needs, x.values(), x.rows, x.cols, x.cols);
+            let acts = acts.map_err(shape)?;
+            let width = y.cols;
+            let mut rest = y.values_mut();
+            let mut jobs = Vec::with_capacity(parts.len());
+            for (w, rows) in parts {
+                let (now, later) = rest.split_at_mut(rows.len() * width);
+                rest = later;
+                if let Some(mat) = w.weight()? {
+                    let acts = acts.slice(rows.start, rows.len()).map_err(shape)?;
+                    jobs.push(Job::new(acts, mat, Out::new(now, width)));
+                }
+            }
+            linear::linears(&self.cpu, &jobs).map_err(shape)?;
+        }
+        Ok(self.output(parts, y))
     }
 
     /// `h + sigmoid(gate) * x`, row by row.

@@ -1,32 +1,33 @@
-//! Weights as the kernels want them: dense ones straight from the checkpoint's bytes, others through their reference
-//! decoder, some rows at a time.
+//! Weights as the kernels want them: dense ones straight from the checkpoint's bytes, grouped ones re-laid in tiles,
+//! others through their reference decoder, some rows at a time.
 
 use super::{CpuBackend, Tensor, shape};
-use crate::linear::{Job, Out, linears};
-use crate::{DType, Mat, ops};
+use crate::grouped::GroupedMat;
+use crate::linear::{Job, Out, Tiles, W, linears};
+use crate::{DType, Mat, Mode, ops};
 use marlin_backend::{Error, LinearHandle, Result};
 use marlin_checkpoint::{Bytes, InputTransform, Linear, OutputTransform, Weight};
-use std::sync::{Mutex, OnceLock};
+use std::sync::{Mutex, OnceLock, PoisonError};
 
 /// A linear layer.
 pub struct CpuLinear {
     name: String,
     rows: usize,
     cols: usize,
+    /// Rows and columns of the matrix, padding included.
+    padded: [usize; 2],
     bias: Option<Vec<f32>>,
+    input: InputTransform,
+    output: OutputTransform,
     kind: Kind,
+    /// The whole layer as a matrix in f32, once somebody has asked for it.
+    whole: OnceLock<Vec<u8>>,
 }
 
 enum Kind {
-    Dense {
-        data: Bytes,
-        dtype: DType,
-    },
-    Decoded {
-        linear: Box<Linear>,
-        /// The matrix in f32, once somebody has asked for it.
-        whole: OnceLock<Vec<u8>>,
-    },
+    Dense { data: Bytes, dtype: DType },
+    Grouped(Box<GroupedMat>),
+    Decoded(Box<Weight>),
 }
 
 impl LinearHandle for CpuLinear {
@@ -44,74 +45,143 @@ impl LinearHandle for CpuLinear {
 impl CpuLinear {
     pub(super) fn new(b: &CpuBackend, linear: Linear) -> Result<Self> {
         let (rows, cols) = (linear.out_features(), linear.in_features());
-        let dense = match &linear.weight {
-            Weight::Dense(dense) if linear.is_plain() => {
+        let padded = [linear.weight.rows(), linear.weight.cols()];
+        let (input, output) = (linear.input().clone(), linear.output().clone());
+        let Linear { name, weight, bias, .. } = linear;
+        let kind = match weight {
+            Weight::Dense(dense) => {
                 let dtype = match dense.dtype() {
                     marlin_checkpoint::DType::BF16 => DType::Bf16,
                     marlin_checkpoint::DType::F16 => DType::F16,
                     _ => DType::F32,
                 };
-                Some((dense.data().clone(), dtype))
-            }
-            _ => None,
-        };
-        let not_finite = |index: usize, value: f32| Error::NotFinite { name: linear.name.clone(), index, value };
-        let kind = match dense {
-            Some((data, dtype)) => {
+                let data = dense.data().clone();
                 if let Some(index) = ops::first_not_finite(&b.cpu, &data, dtype) {
-                    let mut row = vec![0.0; cols];
-                    linear.weight.dequantize_row(index / cols, &mut row)?;
-                    return Err(not_finite(index, row[index % cols]));
+                    let mut row = vec![0.0; padded[1]];
+                    Weight::Dense(dense).dequantize_row(index / padded[1], &mut row)?;
+                    return Err(Error::NotFinite { name, index, value: row[index % padded[1]] });
                 }
                 Kind::Dense { data, dtype }
             }
-            None => {
-                let width = linear.weight.cols();
-                let bad = Mutex::new(None);
-                b.cpu.pool().ranges(linear.weight.rows(), 16, &|range| {
-                    let mut row = vec![0.0; width];
-                    for n in range {
-                        // An error leaves zeros here and comes again at the first use.
-                        if linear.weight.dequantize_row(n, &mut row).is_err() {
-                            row.fill(0.0);
-                        }
-                        if let (Some(k), Ok(mut bad)) = (row.iter().position(|v| !v.is_finite()), bad.lock()) {
-                            *bad = Some((n * width + k, row[k]));
-                        }
-                    }
-                });
-                if let Ok(Some((index, value))) = bad.into_inner() {
-                    return Err(not_finite(index, value));
-                }
-                Kind::Decoded { linear: Box::new(linear.clone()), whole: OnceLock::new() }
-            }
+            Weight::Grouped(weight) => match GroupedMat::from_grouped(&b.cpu, &name, &weight)? {
+                Some(mat) => Kind::Grouped(Box::new(mat)),
+                None => decoded(b, &name, Weight::Grouped(weight))?,
+            },
+            Weight::Packed(weight) => match GroupedMat::from_packed(&b.cpu, &name, weight.as_ref())? {
+                Some(mat) => Kind::Grouped(Box::new(mat)),
+                None => decoded(b, &name, Weight::Packed(weight))?,
+            },
+            weight @ Weight::Trellis(_) => decoded(b, &name, weight)?,
         };
-        Ok(Self { rows, cols, bias: linear.bias, name: linear.name, kind })
+        Ok(Self { name, rows, cols, padded, bias, input, output, kind, whole: OnceLock::new() })
     }
 
-    /// The matrix, if the kernels can use it as it is.
-    pub(super) fn dense(&self) -> Result<Option<Mat<'_>>> {
+    /// The matrix, padding included, if there are kernels for it.
+    pub(super) fn weight(&self) -> Result<Option<W<'_>>> {
+        Ok(match &self.kind {
+            Kind::Dense { data, dtype } => {
+                Some(Mat::new(data, *dtype, self.padded[0], self.padded[1]).map_err(shape)?.into())
+            }
+            Kind::Grouped(mat) => Some(Tiles::all(mat).into()),
+            Kind::Decoded(_) => None,
+        })
+    }
+
+    /// The matrix if it is all there is to the layer, but perhaps for a bias.
+    pub(super) fn plain(&self) -> Result<Option<W<'_>>> {
+        if self.changes_input() || self.changes_output() { Ok(None) } else { self.weight() }
+    }
+
+    /// The tiles of a layer that is nothing else.
+    pub(super) fn tiles(&self) -> Option<Tiles<'_>> {
         match &self.kind {
-            Kind::Dense { data, dtype } => Ok(Some(Mat::new(data, *dtype, self.rows, self.cols).map_err(shape)?)),
-            Kind::Decoded { .. } => Ok(None),
+            Kind::Grouped(mat) if !self.changes_input() && !self.changes_output() => Some(Tiles::all(mat)),
+            _ => None,
         }
     }
 
-    /// The matrix, biases excluded; one that is not dense is decoded once and kept in f32. For small matrices that an
-    /// operation needs in pieces.
-    pub(super) fn whole(&self) -> Result<Mat<'_>> {
-        match &self.kind {
-            Kind::Dense { data, dtype } => Mat::new(data, *dtype, self.rows, self.cols).map_err(shape),
-            Kind::Decoded { linear, whole } => {
-                let bytes = match whole.get() {
-                    Some(bytes) => bytes,
-                    None => {
-                        let bytes = linear.matrix()?.into_iter().flat_map(f32::to_le_bytes).collect();
-                        whole.get_or_init(|| bytes)
-                    }
-                };
-                Mat::new(bytes, DType::F32, self.rows, self.cols).map_err(shape)
+    /// Whether inputs are transformed or padded.
+    pub(super) fn changes_input(&self) -> bool {
+        !matches!(self.input, InputTransform::None) || self.cols != self.padded[1]
+    }
+
+    /// Whether outputs are transformed or cut.
+    pub(super) fn changes_output(&self) -> bool {
+        !matches!(self.output, OutputTransform::None) || self.rows != self.padded[0]
+    }
+
+    /// Outputs of the matrix, padding included.
+    pub(super) fn padded_rows(&self) -> usize {
+        self.padded[0]
+    }
+
+    /// Inputs of the matrix, padding included.
+    pub(super) fn padded_cols(&self) -> usize {
+        self.padded[1]
+    }
+
+    /// One row of inputs, padded and transformed, into `to`.
+    pub(super) fn input_row(&self, from: &[f32], to: &mut [f32]) {
+        to[..self.cols].copy_from_slice(from);
+        to[self.cols..].fill(0.0);
+        self.input.apply(to);
+    }
+
+    /// One row of the matrix's outputs, transformed (in place), cut and with its bias, into `to`.
+    pub(super) fn output_row(&self, from: &mut [f32], to: &mut [f32]) {
+        self.output.apply(from);
+        to.copy_from_slice(&from[..self.rows]);
+        if let Some(bias) = &self.bias {
+            to.iter_mut().zip(bias).for_each(|(y, b)| *y += b);
+        }
+    }
+
+    /// The layer as one dense matrix, biases excluded; one that is not dense is decoded once and kept in f32. For small
+    /// matrices that an operation needs in pieces.
+    pub(super) fn whole(&self, b: &CpuBackend) -> Result<Mat<'_>> {
+        if let Some(W::Dense(mat)) = self.plain()? {
+            return Ok(mat);
+        }
+        let bytes = match self.whole.get() {
+            Some(bytes) => bytes,
+            None => {
+                let bytes = self.matrix(b)?.into_iter().flat_map(f32::to_le_bytes).collect();
+                self.whole.get_or_init(|| bytes)
             }
+        };
+        Mat::new(bytes, DType::F32, self.rows, self.cols).map_err(shape)
+    }
+
+    /// The layer's values, transforms folded in.
+    fn matrix(&self, b: &CpuBackend) -> Result<Vec<f32>> {
+        let [rows, cols] = self.padded;
+        let mut whole = vec![0.0; rows * cols];
+        for (row, out) in whole.chunks_exact_mut(cols.max(1)).enumerate() {
+            self.matrix_row(b, row, out)?;
+            self.input.fold(out);
+        }
+        let mut matrix = vec![0.0; self.rows * self.cols];
+        let mut column = vec![0.0; rows];
+        for c in 0..self.cols {
+            column.iter_mut().enumerate().for_each(|(r, v)| *v = whole[r * cols + c]);
+            self.output.apply(&mut column);
+            column[..self.rows].iter().enumerate().for_each(|(r, v)| matrix[r * self.cols + c] = *v);
+        }
+        Ok(matrix)
+    }
+
+    /// Values of the matrix's row `row`.
+    fn matrix_row(&self, b: &CpuBackend, row: usize, out: &mut [f32]) -> Result<()> {
+        match &self.kind {
+            Kind::Dense { data, dtype } => {
+                let size = out.len() * dtype.size();
+                ops::to_f32(&b.cpu, &data[row * size..(row + 1) * size], *dtype, out).map_err(shape)
+            }
+            Kind::Grouped(mat) => {
+                mat.row(b.cpu.level(), row, out);
+                Ok(())
+            }
+            Kind::Decoded(weight) => Ok(weight.dequantize_row(row, out)?),
         }
     }
 
@@ -119,45 +189,49 @@ impl CpuLinear {
         self.bias.as_deref()
     }
 
-    /// Values of row `row`, for embedding.
+    /// Values of the rows `tokens`, for embedding.
     pub(super) fn embed(&self, b: &CpuBackend, tokens: &[u32], out: &mut Tensor) -> Result<()> {
         if let Some(&token) = tokens.iter().find(|t| **t as usize >= self.rows) {
             return Err(Error::shape("embed", format!("a token below {}", self.rows), token));
         }
-        match &self.kind {
-            Kind::Dense { .. } => ops::embed(&b.cpu, self.whole()?, tokens, out.values_mut()).map_err(shape),
-            Kind::Decoded { linear, .. } if linear.is_plain() => {
-                for (row, token) in out.values_mut().chunks_exact_mut(self.cols).zip(tokens) {
-                    linear.weight.dequantize_row(*token as usize, row)?;
+        if let Some(W::Dense(mat)) = self.plain()? {
+            return ops::embed(&b.cpu, mat, tokens, out.values_mut()).map_err(shape);
+        }
+        if self.changes_output() {
+            // Rows of the layer are mixed by what follows the matrix.
+            return ops::embed(&b.cpu, self.whole(b)?, tokens, out.values_mut()).map_err(shape);
+        }
+        let cols = self.cols;
+        let rows: Vec<Mutex<&mut [f32]>> = out.values_mut().chunks_exact_mut(cols.max(1)).map(Mutex::new).collect();
+        let failed = Mutex::new(None);
+        b.cpu.pool().run(rows.len(), &|i| {
+            let mut row = vec![0.0; self.padded[1]];
+            match self.matrix_row(b, tokens[i] as usize, &mut row) {
+                Ok(()) => {
+                    self.input.fold(&mut row);
+                    rows[i].lock().unwrap_or_else(PoisonError::into_inner).copy_from_slice(&row[..cols]);
                 }
-                Ok(())
+                Err(e) => *failed.lock().unwrap_or_else(PoisonError::into_inner) = Some(e),
             }
-            Kind::Decoded { .. } => Err(Error::Unsupported {
-                op: "embed",
-                why: format!("{} has transforms or padding around its matrix", self.name),
-            }),
+        });
+        match failed.into_inner().unwrap_or_else(PoisonError::into_inner) {
+            Some(e) => Err(e),
+            None => Ok(()),
         }
     }
 
-    /// `x W^T + bias` for a weight that is not a plain dense matrix: rows are decoded into panels, the panels multiplied.
+    /// `x w^T` for a matrix without kernels: rows are decoded into panels, the panels multiplied in f32. `x` has been
+    /// transformed; outputs are not yet.
     pub(super) fn decoded(&self, b: &CpuBackend, x: &Tensor) -> Result<Tensor> {
-        let Kind::Decoded { linear, .. } = &self.kind else {
-            return Err(Error::Unsupported { op: "linear", why: format!("{} is a dense matrix", self.name) });
+        let Kind::Decoded(weight) = &self.kind else {
+            return Err(Error::Unsupported { op: "linear", why: format!("{} has kernels of its own", self.name) });
         };
         const PANEL: usize = 256;
-        let [width, height] = [linear.weight.cols(), linear.weight.rows()];
-        let mut input = b.buffers.tensor(x.rows, width);
-        for (to, from) in input.values_mut().chunks_exact_mut(width).zip(x.values().chunks_exact(self.cols)) {
-            to[..self.cols].copy_from_slice(from);
-            to[self.cols..].fill(0.0);
-            if !matches!(linear.input(), InputTransform::None) {
-                linear.input().apply(to);
-            }
-        }
+        let [height, width] = self.padded;
         let mut whole = b.buffers.tensor(x.rows, height);
-        let mut scratch = b.scratch();
-        let acts =
-            scratch.acts.prepare(&b.cpu, crate::Mode::Exact, input.values(), x.rows, width, width).map_err(shape)?;
+        let mut buf = crate::linear::ActsBuf::default();
+        let needs = crate::linear::Needs::default();
+        let acts = buf.prepare(&b.cpu, Mode::Exact, needs, x.values(), x.rows, width, width).map_err(shape)?;
         let mut panel = vec![0.0f32; PANEL * width];
         for first in (0..height).step_by(PANEL) {
             let count = PANEL.min(height - first);
@@ -165,17 +239,14 @@ impl CpuLinear {
             let rows: Vec<Mutex<&mut [f32]>> = panel[..count * width].chunks_exact_mut(width).map(Mutex::new).collect();
             b.cpu.pool().ranges(count, 4, &|range| {
                 for n in range {
-                    let failed = match rows[n].lock() {
-                        Ok(mut row) => linear.weight.dequantize_row(first + n, &mut row).err(),
-                        Err(_) => None,
-                    };
-                    if let (Some(e), Ok(mut bad)) = (failed, bad.lock()) {
-                        *bad = Some(e);
+                    let mut row = rows[n].lock().unwrap_or_else(PoisonError::into_inner);
+                    if let Err(e) = weight.dequantize_row(first + n, &mut row) {
+                        *bad.lock().unwrap_or_else(PoisonError::into_inner) = Some(e);
                     }
                 }
             });
             drop(rows);
-            if let Ok(Some(e)) = bad.into_inner() {
+            if let Some(e) = bad.into_inner().unwrap_or_else(PoisonError::into_inner) {
                 return Err(e.into());
             }
             let bytes: Vec<u8> = panel[..count * width].iter().flat_map(|v| v.to_le_bytes()).collect();
@@ -183,17 +254,32 @@ impl CpuLinear {
             linears(&b.cpu, &[Job::new(acts, mat, Out::new(&mut whole.values_mut()[first..], height))])
                 .map_err(shape)?;
         }
-        let mut out = b.buffers.tensor(x.rows, self.rows);
-        for (to, from) in out.values_mut().chunks_exact_mut(self.rows).zip(whole.values_mut().chunks_exact_mut(height))
-        {
-            if !matches!(linear.output(), OutputTransform::None) {
-                linear.output().apply(from);
-            }
-            to.copy_from_slice(&from[..self.rows]);
-            if let Some(bias) = &self.bias {
-                to.iter_mut().zip(bias).for_each(|(y, b)| *y += b);
+        Ok(whole)
+    }
+}
+
+/// A weight without kernels, once all its values are known to be finite.
+fn decoded(b: &CpuBackend, name: &str, weight: Weight) -> Result<Kind> {
+    let width = weight.cols();
+    let bad = Mutex::new(None);
+    b.cpu.pool().ranges(weight.rows(), 16, &|range| {
+        let mut row = vec![0.0; width];
+        for n in range {
+            let found = match weight.dequantize_row(n, &mut row) {
+                Err(e) => Some(e.into()),
+                Ok(()) => row.iter().position(|v| !v.is_finite()).map(|k| Error::NotFinite {
+                    name: name.to_owned(),
+                    index: n * width + k,
+                    value: row[k],
+                }),
+            };
+            if let Some(e) = found {
+                bad.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(e);
             }
         }
-        Ok(out)
+    });
+    match bad.into_inner().unwrap_or_else(PoisonError::into_inner) {
+        Some(e) => Err(e),
+        None => Ok(Kind::Decoded(Box::new(weight))),
     }
 }

@@ -48,7 +48,7 @@ impl Mapping {
         let mut bytes = [0; 16];
         for (byte, value) in bytes.iter_mut().zip(table) {
             let v = value * times - lowest;
-            if v.fract() != 0.0 || !(0.0..=255.0).contains(&v) || lowest < -128.0 {
+            if (value * times).fract() != 0.0 || !(0.0..=255.0).contains(&v) || lowest < -128.0 {
                 return Mapping::Floats(Box::new(*table));
             }
             *byte = v as u8;

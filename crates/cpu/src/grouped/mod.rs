@@ -34,6 +34,9 @@ pub use relay::GroupedMat;
 pub(crate) use float::Float;
 pub(crate) use integer::Integer;
 
+/// Scratch bytes that products need, a multiple of 64.
+pub(crate) const SCRATCH: usize = if float::SCRATCH > integer::SCRATCH { float::SCRATCH } else { integer::SCRATCH };
+
 /// Rows of a tile.
 pub const ROWS: usize = 16;
 /// Columns of a record.

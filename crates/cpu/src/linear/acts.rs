@@ -1,6 +1,8 @@
 //! The activations of linear layers, rounded to `bf16` once for all layers that share them.
 
+use super::weight::{Needs, rounds};
 use crate::buffer::{Buffer, Shared};
+use crate::grouped::{Bytes8, Bytes8Buf};
 use crate::mat::at_least;
 use crate::ops::convert::{ToBf16, row_bytes};
 use crate::simd;
@@ -8,21 +10,25 @@ use crate::{Cpu, Mode, Result};
 use std::marker::PhantomData;
 
 /// Memory for rounded activations, reused from call to call.
-pub struct ActsBuf(Buffer);
+pub struct ActsBuf {
+    bf16: Buffer,
+    bytes: Bytes8Buf,
+}
 
 impl Default for ActsBuf {
     fn default() -> ActsBuf {
-        ActsBuf(Buffer::new())
+        ActsBuf { bf16: Buffer::new(), bytes: Bytes8Buf::default() }
     }
 }
 
-/// Activations `[m, k]`: `f32`, and in fast mode `bf16` besides. A plain view, to be copied freely.
+/// Activations `[m, k]`: `f32`, and in fast mode `bf16` or bytes besides. A plain view, to be copied freely.
 #[derive(Clone, Copy)]
 pub struct Acts<'a> {
     pub(crate) x: *const f32,
     pub(crate) x_ld: usize,
     pub(crate) x16: *const u8,
     pub(crate) x16_ld: usize,
+    pub(crate) bytes: Option<Bytes8<'a>>,
     pub(crate) m: usize,
     pub(crate) k: usize,
     life: PhantomData<&'a [f32]>,
@@ -34,11 +40,13 @@ unsafe impl Send for Acts<'_> {}
 unsafe impl Sync for Acts<'_> {}
 
 impl ActsBuf {
-    /// Prepares `m` rows of `k` values, `stride` values from row to row.
+    /// Prepares `m` rows of `k` values, `stride` values from row to row, for weights with these needs.
+    #[allow(clippy::too_many_arguments)]
     pub fn prepare<'a>(
         &'a mut self,
         cpu: &Cpu,
         mode: Mode,
+        needs: Needs,
         x: &'a [f32],
         m: usize,
         k: usize,
@@ -46,10 +54,21 @@ impl ActsBuf {
     ) -> Result<Acts<'a>> {
         at_least("activations", "values from row to row", k, stride)?;
         at_least("activations", "values", if m == 0 { 0 } else { (m - 1) * stride + k }, x.len())?;
-        let mut acts =
-            Acts { x: x.as_ptr(), x_ld: stride, x16: std::ptr::null(), x16_ld: row_bytes(k), m, k, life: PhantomData };
-        if mode == Mode::Fast && cpu.level.has_bf16() {
-            let out = Shared(self.0.reserve(m * acts.x16_ld));
+        let mut acts = Acts {
+            x: x.as_ptr(),
+            x_ld: stride,
+            x16: std::ptr::null(),
+            x16_ld: row_bytes(k),
+            bytes: None,
+            m,
+            k,
+            life: PhantomData,
+        };
+        if rounds(mode) && needs.bytes {
+            acts.bytes = Some(self.bytes.prepare(cpu, x, m, k, stride)?);
+        }
+        if rounds(mode) && needs.bf16 && cpu.level.has_bf16() {
+            let out = Shared(self.bf16.reserve(m * acts.x16_ld));
             let rows = 1.max((32 << 10) / k.max(1));
             cpu.pool.ranges(m, rows, &|r| {
                 let acts = acts;
@@ -66,7 +85,7 @@ impl ActsBuf {
                     simd::run(cpu.level, kernel);
                 }
             });
-            acts.x16 = self.0.ptr();
+            acts.x16 = self.bf16.ptr();
         }
         Ok(acts)
     }
@@ -88,6 +107,7 @@ impl Acts<'_> {
         at_least("activations", "rows", from.saturating_add(m), self.m)?;
         let mut part = self;
         part.m = m;
+        part.bytes = part.bytes.map(|bytes| bytes.rows_from(from, m));
         // SAFETY: the range is inside the view.
         unsafe {
             part.x = part.x.add(from * part.x_ld);

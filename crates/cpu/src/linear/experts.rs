@@ -3,20 +3,20 @@
 //! Rows are gathered by expert, every (expert, block of columns) is a task, and a token's result is the sum over its
 //! slots in their order, so it does not depend on what else is in the batch.
 
-use super::{ActsBuf, Job, Out, run};
+use super::{ActsBuf, Job, Needs, Out, W, run};
 use crate::buffer::{Buffer, Shared};
 use crate::mat::{at_least, same};
-use crate::{Cpu, Error, Mat, Mode, Result};
+use crate::{Cpu, Error, Mode, Result};
 
 /// The weights of one expert: gate and up `[inner, hidden]`, down `[hidden, inner]`.
 #[derive(Clone, Copy)]
 pub struct Expert<'a> {
     /// `[inner, hidden]`.
-    pub gate: Mat<'a>,
+    pub gate: W<'a>,
     /// `[inner, hidden]`.
-    pub up: Mat<'a>,
+    pub up: W<'a>,
     /// `[hidden, inner]`.
-    pub down: Mat<'a>,
+    pub down: W<'a>,
 }
 
 /// Which experts each of `m` tokens takes, and with what weight: both `[m, slots]`.
@@ -118,7 +118,9 @@ pub fn experts(
         }
     });
     let used = || (0..experts.len()).filter(|&e| starts[e + 1] > starts[e]);
-    let acts = buf.acts.prepare(cpu, mode, gathered, total, hidden, hidden)?;
+    let both = |e: usize| experts[e].gate.needs().or(experts[e].up.needs());
+    let needs = used().fold(Needs::default(), |all, e| all.or(both(e)));
+    let acts = buf.acts.prepare(cpu, mode, needs, gathered, total, hidden, hidden)?;
     let mid = floats(&mut buf.inner, total * inner);
     let mut jobs = Vec::new();
     let mut rest = &mut *mid;
@@ -130,7 +132,8 @@ pub fn experts(
     }
     run(cpu, &jobs);
     drop(jobs);
-    let acts = buf.acts_inner.prepare(cpu, mode, mid, total, inner, inner)?;
+    let needs = used().fold(Needs::default(), |all, e| all.or(experts[e].down.needs()));
+    let acts = buf.acts_inner.prepare(cpu, mode, needs, mid, total, inner, inner)?;
     let y = floats(&mut buf.y, total * hidden);
     let mut jobs = Vec::new();
     let mut rest = &mut *y;

@@ -1,7 +1,7 @@
 //! Products with one matrix per head, as latent attention needs them: `kv_b_proj` is used as it lies on disk.
 
 use super::kernel::{Bf16, Elem, F16, F32, load_tail};
-use super::{Acts, ActsBuf, Job, Out, run};
+use super::{Acts, ActsBuf, Job, Out, Tiles, W, run};
 use crate::buffer::Shared;
 use crate::mat::{at_least, same};
 use crate::simd::{self, Kernel, LANES, Simd, load_some, store_some};
@@ -29,7 +29,7 @@ pub fn per_head(
     at_least(OP, "rows of a head", from + n, per)?;
     at_least(OP, "values of the output", rows * heads * n, out.len())?;
     let k = w.cols();
-    let all = buf.prepare(cpu, mode, x, rows * heads, k, x_ld)?;
+    let all = buf.prepare(cpu, mode, W::Dense(w).needs(), x, rows * heads, k, x_ld)?;
     let len = out.len();
     let out = Shared::of(out);
     let mut jobs = Vec::with_capacity(heads);
@@ -43,6 +43,48 @@ pub fn per_head(
         acts.x16_ld *= heads;
         let to = Out::columns_from(out, len, h * n, heads * n);
         jobs.push(Job::new(acts, w.slice(h * per + from, n)?, to));
+    }
+    run(cpu, &jobs);
+    Ok(())
+}
+
+/// `out[r, h, :] = w[h * n .. (h + 1) * n] x[r, h, :]` as [`per_head`], for tiles of grouped codes; `n` is whole tiles.
+#[allow(clippy::too_many_arguments)]
+pub fn per_head_tiles(
+    cpu: &Cpu,
+    mode: Mode,
+    x: &[f32],
+    x_ld: usize,
+    rows: usize,
+    heads: usize,
+    w: Tiles<'_>,
+    n: usize,
+    buf: &mut ActsBuf,
+    out: &mut [f32],
+) -> Result<()> {
+    const OP: &str = "per-head product";
+    let w = W::Grouped(w);
+    let k = w.cols();
+    same(OP, "rows of the weight", heads * n, w.rows())?;
+    at_least(OP, "values from vector to vector", k, x_ld)?;
+    let vectors = rows * heads;
+    at_least(OP, "values of the input", if vectors == 0 { 0 } else { (vectors - 1) * x_ld + k }, x.len())?;
+    at_least(OP, "values of the output", vectors * n, out.len())?;
+    // Head after head, so that each has its rows together.
+    let mut by_head = vec![0.0; vectors * k];
+    for (i, to) in by_head.chunks_exact_mut(k.max(1)).enumerate() {
+        let (h, r) = (i / rows, i % rows);
+        to.copy_from_slice(&x[(r * heads + h) * x_ld..][..k]);
+    }
+    let all = buf.prepare(cpu, mode, w.needs(), &by_head, vectors, k, k)?;
+    let len = out.len();
+    let out = Shared::of(out);
+    let mut jobs = Vec::with_capacity(heads);
+    for h in 0..heads {
+        if rows > 0 && n > 0 {
+            let to = Out::columns_from(out, len, h * n, heads * n);
+            jobs.push(Job::new(all.slice(h * rows, rows)?, w.slice(h * n, n)?, to));
+        }
     }
     run(cpu, &jobs);
     Ok(())

@@ -1,4 +1,4 @@
-//! Dense layers: `y[m, n] = sum_k x[m, k] * w[n, k]`, alone or several in one parallel region.
+//! Linear layers: `y[m, n] = sum_k x[m, k] * w[n, k]`, alone or several in one parallel region.
 
 mod acts;
 mod experts;
@@ -6,17 +6,18 @@ mod heads;
 mod kernel;
 #[cfg(test)]
 pub(crate) mod tests;
+mod weight;
 
 pub use acts::{Acts, ActsBuf};
 pub use experts::{Expert, ExpertsBuf, Route, experts};
-pub use heads::{per_head, per_head_transposed};
+pub use heads::{per_head, per_head_tiles, per_head_transposed};
 pub(crate) use kernel::{Bf16, Elem, F16, F32, SwiGlu, load_tail};
+pub use weight::{Needs, Tiles, W};
 
 use crate::buffer::{Shared, scratch};
 use crate::mat::{at_least, same};
 use crate::simd::{self, Level};
-use crate::{Cpu, Mat, Result};
-use kernel::{Block, scratch_bytes};
+use crate::{Cpu, Result};
 use std::marker::PhantomData;
 
 /// Where a layer's outputs go: rows of at least `n` values, `stride` values from row to row.
@@ -43,8 +44,8 @@ impl<'a> Out<'a> {
 /// One layer of a parallel region: `out (+)= f(x w^T + bias)`.
 pub struct Job<'a> {
     x: Acts<'a>,
-    w: Mat<'a>,
-    up: Option<Mat<'a>>,
+    w: W<'a>,
+    up: Option<W<'a>>,
     bias: Option<&'a [f32]>,
     add: bool,
     out: Out<'a>,
@@ -52,13 +53,13 @@ pub struct Job<'a> {
 
 impl<'a> Job<'a> {
     /// `out = x w^T`: x `[m, k]`, w `[n, k]`, out `[m, n]`.
-    pub fn new(x: Acts<'a>, w: Mat<'a>, out: Out<'a>) -> Job<'a> {
-        Job { x, w, up: None, bias: None, add: false, out }
+    pub fn new(x: Acts<'a>, w: impl Into<W<'a>>, out: Out<'a>) -> Job<'a> {
+        Job { x, w: w.into(), up: None, bias: None, add: false, out }
     }
 
     /// `out = silu(x gate^T) * (x up^T)`; both weights `[n, k]`, out `[m, n]`.
-    pub fn swiglu(x: Acts<'a>, gate: Mat<'a>, up: Mat<'a>, out: Out<'a>) -> Job<'a> {
-        Job { x, w: gate, up: Some(up), bias: None, add: false, out }
+    pub fn swiglu(x: Acts<'a>, gate: impl Into<W<'a>>, up: impl Into<W<'a>>, out: Out<'a>) -> Job<'a> {
+        Job { x, w: gate.into(), up: Some(up.into()), bias: None, add: false, out }
     }
 
     /// Adds a bias `[n]` to each row.
@@ -97,58 +98,29 @@ impl<'a> Job<'a> {
         if self.x.m == 0 { 0 } else { weights * rows }
     }
 
-    /// Rows and columns of the outputs that one task computes, given how many tasks are wanted.
-    fn split(&self, wanted: usize) -> (usize, usize) {
-        const STEP: usize = 12;
-        let n = self.w.rows();
-        let row = self.w.stride().max(1);
-        if self.x.m <= 8 {
-            let least = (16 << 10) / row;
-            return (self.x.m, n.div_ceil(wanted).max(least).next_multiple_of(6));
-        }
-        let most = ((384 << 10) / row).clamp(STEP, 240) / STEP * STEP;
-        let cols = n.div_ceil(wanted).next_multiple_of(STEP).clamp(2 * STEP, most.max(2 * STEP));
-        let pieces = wanted / n.div_ceil(cols).max(1);
-        let rows = if pieces > 1 { self.x.m.div_ceil(pieces).next_multiple_of(32).max(64) } else { self.x.m };
-        (rows, cols)
-    }
-
     /// Computes rows `m0..m0 + m`, columns `n0..n0 + n`.
     fn part(&self, level: Level, m0: usize, m: usize, n0: usize, n: usize) {
-        let k = self.x.k;
         let direct = !self.add && self.bias.is_none() && self.up.is_none();
-        let panel = scratch_bytes(k).next_multiple_of(64);
+        let panel = self.w.scratch().max(self.up.map_or(0, |up| up.scratch()));
         let side = if direct { 0 } else { m * n * 4 };
         scratch(panel + 2 * side, |mem| {
-            // SAFETY: `check` has compared the shapes; tasks have disjoint ranges of outputs; the scratch holds a
-            // panel and two blocks; `Cpu` only holds levels that the machine has.
+            // SAFETY: `check` has compared the shapes; tasks have disjoint ranges of outputs; the scratch holds what
+            // the weights need and two blocks; `Cpu` only holds levels that the machine has.
             unsafe {
                 let out = self.out.ptr.0.add(m0 * self.out.stride + n0);
-                let block = |w: &Mat<'_>, out: *mut f32, ld: usize| Block {
-                    x: self.x.x.add(m0 * self.x.x_ld),
-                    x_ld: self.x.x_ld,
-                    x16: if self.x.x16.is_null() { self.x.x16 } else { self.x.x16.add(m0 * self.x.x16_ld) },
-                    x16_ld: self.x.x16_ld,
-                    w: w.data().as_ptr().add(n0 * w.stride()),
-                    w_ld: w.stride(),
-                    dtype: w.dtype(),
-                    k,
-                    m,
-                    n,
-                    out,
-                    ld,
-                    scratch: mem,
+                let product = |w: &W<'_>, out: *mut f32, ld: usize| {
+                    w.product(level, &self.x, [m0, m], [n0, n], out, ld, mem);
                 };
                 if direct {
-                    simd::run(level, block(&self.w, out, self.out.stride));
+                    product(&self.w, out, self.out.stride);
                     return;
                 }
                 let y = mem.add(panel).cast::<f32>();
-                simd::run(level, block(&self.w, y, n));
+                product(&self.w, y, n);
                 let mut y = y;
                 if let Some(up) = &self.up {
                     let u = mem.add(panel + side).cast::<f32>();
-                    simd::run(level, block(up, u, n));
+                    product(up, u, n);
                     simd::run(level, SwiGlu { gate: y, up: u, n: m * n });
                     y = u;
                 }
@@ -185,7 +157,12 @@ pub(crate) fn run(cpu: &Cpu, jobs: &[Job<'_>]) {
     let mut tasks = 0;
     for job in jobs {
         let wanted = ((target as u128 * job.work() as u128).div_ceil(total as u128) as usize).max(1);
-        let (rows, cols) = job.split(wanted);
+        let (mut rows, mut cols) = job.w.split(job.x.m, wanted);
+        if let Some(up) = &job.up {
+            let other = up.split(job.x.m, wanted);
+            (rows, cols) =
+                (rows.max(other.0), lcm(cols, if matches!(up, W::Grouped(_)) { 2 * crate::grouped::ROWS } else { 1 }));
+        }
         let along = job.w.rows().div_ceil(cols);
         plan.push((tasks, rows, cols, along));
         tasks += along * job.x.m.div_ceil(rows.max(1));
@@ -197,4 +174,8 @@ pub(crate) fn run(cpu: &Cpu, jobs: &[Job<'_>]) {
         let (m0, n0) = ((t - first) / along * rows, (t - first) % along * cols);
         job.part(cpu.level, m0, rows.min(job.x.m - m0), n0, cols.min(job.w.rows() - n0));
     });
+}
+
+fn lcm(a: usize, b: usize) -> usize {
+    (a..).step_by(a.max(1)).find(|n| n.is_multiple_of(b)).unwrap_or(a)
 }

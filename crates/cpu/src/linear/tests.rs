@@ -1,6 +1,7 @@
 //! Every tail, type and level against sums in `f64`, and bitwise invariance to the batch.
 
 use super::*;
+use crate::Mat;
 use crate::{DType, Mode};
 use half::{bf16, f16};
 
@@ -52,7 +53,7 @@ fn close(y: f32, want: f64, scale: f64) -> bool {
 
 fn linear(cpu: &Cpu, mode: Mode, x: &[f32], m: usize, w: Mat<'_>) -> Vec<f32> {
     let mut buf = ActsBuf::default();
-    let acts = buf.prepare(cpu, mode, x, m, w.cols(), w.cols()).unwrap();
+    let acts = buf.prepare(cpu, mode, Needs { bf16: true, bytes: false }, x, m, w.cols(), w.cols()).unwrap();
     let mut out = vec![f32::NAN; m * w.rows()];
     linears(cpu, &[Job::new(acts, w, Out::new(&mut out, w.rows()))]).unwrap();
     out
@@ -155,7 +156,7 @@ fn epilogues_and_shared_inputs() {
                 (0..k).map(|c| f64::from(x[i / n * k + c]) * f64::from(w[i % n * k + c])).sum()
             };
             let mut buf = ActsBuf::default();
-            let acts = buf.prepare(&cpu, Mode::Exact, &x, m, k, k).unwrap();
+            let acts = buf.prepare(&cpu, Mode::Exact, Needs { bf16: true, bytes: false }, &x, m, k, k).unwrap();
             let (mut one, mut two, mut three) = (residual.clone(), vec![0.0; m * (n + 3)], vec![0.0; m * n]);
             let jobs = [
                 Job::new(acts, a, Out::new(&mut one, n)).bias(Some(&bias)).add(true),
@@ -180,9 +181,9 @@ fn experts_agree_and_do_not_depend_on_the_batch() {
     let stores: Vec<_> = (0..count * 3).map(|_| store(&rng.vec(hidden * inner), DType::Bf16)).collect();
     let list: Vec<_> = (0..count)
         .map(|e| Expert {
-            gate: Mat::new(&stores[e * 3].0[1..], DType::Bf16, inner, hidden).unwrap(),
-            up: Mat::new(&stores[e * 3 + 1].0[1..], DType::Bf16, inner, hidden).unwrap(),
-            down: Mat::new(&stores[e * 3 + 2].0[1..], DType::Bf16, hidden, inner).unwrap(),
+            gate: Mat::new(&stores[e * 3].0[1..], DType::Bf16, inner, hidden).unwrap().into(),
+            up: Mat::new(&stores[e * 3 + 1].0[1..], DType::Bf16, inner, hidden).unwrap().into(),
+            down: Mat::new(&stores[e * 3 + 2].0[1..], DType::Bf16, hidden, inner).unwrap().into(),
         })
         .collect();
     let x = rng.vec(m * hidden);
@@ -277,8 +278,8 @@ fn shapes_that_do_not_fit_are_errors() {
     let w = [0u8; 64];
     let mut buf = ActsBuf::default();
     assert!(Mat::new(&w, DType::F32, 5, 4).is_err());
-    assert!(buf.prepare(&cpu, Mode::Exact, &x, 3, 4, 4).is_err());
-    let acts = buf.prepare(&cpu, Mode::Exact, &x, 2, 4, 4).unwrap();
+    assert!(buf.prepare(&cpu, Mode::Exact, Needs { bf16: true, bytes: false }, &x, 3, 4, 4).is_err());
+    let acts = buf.prepare(&cpu, Mode::Exact, Needs { bf16: true, bytes: false }, &x, 2, 4, 4).unwrap();
     let w = Mat::new(&w, DType::F32, 4, 4).unwrap();
     let mut out = [0.0; 8];
     assert!(linears(&cpu, &[Job::new(acts, w, Out::new(&mut out, 3))]).is_err());

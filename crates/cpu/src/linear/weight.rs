@@ -1,0 +1,200 @@
+//! A weight as the products take it: a dense matrix, or tiles of grouped codes.
+
+use crate::grouped::{self, Float, GroupedMat, Integer, ROWS};
+use crate::mat::at_least;
+use crate::simd::Level;
+use crate::{DType, Mat, Mode, Result};
+
+use super::{Acts, kernel};
+
+/// Some whole tiles of a matrix of grouped codes.
+#[derive(Clone, Copy)]
+pub struct Tiles<'a> {
+    mat: &'a GroupedMat,
+    first: usize,
+    rows: usize,
+}
+
+impl<'a> Tiles<'a> {
+    /// All rows of `mat`.
+    pub fn all(mat: &'a GroupedMat) -> Tiles<'a> {
+        Tiles { mat, first: 0, rows: mat.layout().rows() }
+    }
+
+    /// Rows `from..from + rows`, which begin with a tile and end with one or with the matrix.
+    pub fn slice(&self, from: usize, rows: usize) -> Result<Tiles<'a>> {
+        at_least("tiles", "rows", from.saturating_add(rows), self.rows)?;
+        let whole = from.is_multiple_of(ROWS) && (rows.is_multiple_of(ROWS) || from + rows == self.rows);
+        at_least("tiles", "rows of a tile", if whole { 0 } else { ROWS }, 0)?;
+        Ok(Tiles { mat: self.mat, first: self.first + from / ROWS, rows })
+    }
+}
+
+/// A weight `[rows, cols]`.
+#[derive(Clone, Copy)]
+pub enum W<'a> {
+    /// Floats as they lie on disk.
+    Dense(Mat<'a>),
+    /// Codes re-laid in tiles.
+    Grouped(Tiles<'a>),
+}
+
+impl<'a> From<Mat<'a>> for W<'a> {
+    fn from(mat: Mat<'a>) -> W<'a> {
+        W::Dense(mat)
+    }
+}
+
+impl<'a> From<Tiles<'a>> for W<'a> {
+    fn from(tiles: Tiles<'a>) -> W<'a> {
+        W::Grouped(tiles)
+    }
+}
+
+/// The forms of activations that weights are multiplied with in the fast mode, besides f32.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Needs {
+    /// Rounded to bf16.
+    pub bf16: bool,
+    /// Rounded to bytes.
+    pub bytes: bool,
+}
+
+impl Needs {
+    /// What either needs.
+    pub fn or(self, other: Needs) -> Needs {
+        Needs { bf16: self.bf16 || other.bf16, bytes: self.bytes || other.bytes }
+    }
+}
+
+impl<'a> W<'a> {
+    /// Output features.
+    pub fn rows(&self) -> usize {
+        match self {
+            W::Dense(mat) => mat.rows(),
+            W::Grouped(tiles) => tiles.rows,
+        }
+    }
+
+    /// Input features.
+    pub fn cols(&self) -> usize {
+        match self {
+            W::Dense(mat) => mat.cols(),
+            W::Grouped(tiles) => tiles.mat.layout().cols(),
+        }
+    }
+
+    /// Rows `from..from + rows` as a weight.
+    pub fn slice(&self, from: usize, rows: usize) -> Result<W<'a>> {
+        Ok(match self {
+            W::Dense(mat) => W::Dense(mat.slice(from, rows)?),
+            W::Grouped(tiles) => W::Grouped(tiles.slice(from, rows)?),
+        })
+    }
+
+    /// What it is multiplied with in the fast mode.
+    pub fn needs(&self) -> Needs {
+        match self {
+            W::Dense(mat) => Needs { bf16: mat.dtype() == DType::Bf16, bytes: false },
+            W::Grouped(tiles) => Needs { bf16: false, bytes: tiles.mat.layout().mapping().is_integer() },
+        }
+    }
+
+    /// Bytes of a row.
+    pub(super) fn row_bytes(&self) -> usize {
+        match self {
+            W::Dense(mat) => mat.stride(),
+            W::Grouped(tiles) => tiles.mat.layout().bytes() / tiles.mat.layout().tiles() / ROWS,
+        }
+    }
+
+    /// Rows and columns of the outputs that one task computes for `m` rows of activations, if `wanted` tasks are wanted.
+    pub(super) fn split(&self, m: usize, wanted: usize) -> (usize, usize) {
+        const STEP: usize = 12;
+        const PAIR: usize = 2 * ROWS;
+        let (n, row) = (self.rows(), self.row_bytes().max(1));
+        if m <= 8 {
+            let least = (16 << 10) / row;
+            let step = if matches!(self, W::Dense(_)) { 6 } else { PAIR };
+            return (m, n.div_ceil(wanted).max(least).next_multiple_of(step));
+        }
+        if matches!(self, W::Grouped(_)) {
+            let cols = n.div_ceil(wanted).next_multiple_of(PAIR).clamp(PAIR, 8 * PAIR);
+            let pieces = wanted / n.div_ceil(cols).max(1);
+            let rows = if pieces > 1 { m.div_ceil(pieces).next_multiple_of(96) } else { m };
+            return (rows, cols);
+        }
+        let most = ((384 << 10) / row).clamp(STEP, 240) / STEP * STEP;
+        let cols = n.div_ceil(wanted).next_multiple_of(STEP).clamp(2 * STEP, most.max(2 * STEP));
+        let pieces = wanted / n.div_ceil(cols).max(1);
+        let rows = if pieces > 1 { m.div_ceil(pieces).next_multiple_of(32).max(64) } else { m };
+        (rows, cols)
+    }
+
+    /// Scratch bytes that [`W::product`] needs, a multiple of 64.
+    pub(super) fn scratch(&self) -> usize {
+        match self {
+            W::Dense(mat) => kernel::scratch_bytes(mat.cols()).next_multiple_of(64),
+            W::Grouped(_) => grouped::SCRATCH,
+        }
+    }
+
+    /// `out[m, n] = x w^T` for rows `m0..m0 + m` of `x` and rows `n0..n0 + n` of the weight.
+    ///
+    /// # Safety
+    /// The ranges are inside, `n0` begins a tile of a grouped weight, `out` has room, and `mem` is as large as
+    /// [`W::scratch`] says.
+    #[allow(clippy::too_many_arguments)]
+    pub(super) unsafe fn product(
+        &self,
+        level: Level,
+        x: &Acts<'_>,
+        [m0, m]: [usize; 2],
+        [n0, n]: [usize; 2],
+        out: *mut f32,
+        ld: usize,
+        mem: *mut u8,
+    ) {
+        // SAFETY: the caller's promise.
+        unsafe {
+            match self {
+                W::Dense(w) => {
+                    let block = kernel::Block {
+                        x: x.x.add(m0 * x.x_ld),
+                        x_ld: x.x_ld,
+                        x16: if x.x16.is_null() { x.x16 } else { x.x16.add(m0 * x.x16_ld) },
+                        x16_ld: x.x16_ld,
+                        w: w.data().as_ptr().add(n0 * w.stride()),
+                        w_ld: w.stride(),
+                        dtype: w.dtype(),
+                        k: x.k,
+                        m,
+                        n,
+                        out,
+                        ld,
+                        scratch: mem,
+                    };
+                    crate::simd::run(level, block);
+                }
+                W::Grouped(w) => {
+                    let (mat, first, tiles) = (w.mat, w.first + n0 / ROWS, n.div_ceil(ROWS));
+                    match x.bytes {
+                        Some(bytes) if mat.layout().mapping().is_integer() => {
+                            let x = bytes.rows_from(m0, m);
+                            Integer { w: mat, first, tiles, x, out, ld, scratch: mem }.run(level);
+                        }
+                        _ => {
+                            let x_at = x.x.add(m0 * x.x_ld);
+                            Float { w: mat, first, tiles, x: x_at, x_ld: x.x_ld, m, out, ld, scratch: mem }.run(level);
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Whether activations are rounded at all.
+pub(super) fn rounds(mode: Mode) -> bool {
+    mode == Mode::Fast
+}
