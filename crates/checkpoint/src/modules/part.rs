@@ -73,7 +73,14 @@ impl Part {
         let mut info = self.source.info(&self.name(suffix))?;
         if let Some(index) = self.index {
             if info.shape.first().is_none_or(|&count| index >= count) {
-                return Err(self.wrong(suffix, format!("has shape {:?}, so no slice {index}", info.shape)));
+                return Err(self.wrong(
+                    suffix,
+                    format!(
+                        "has shape {:?}, so no part {index}..{} of its first dimension",
+                        info.shape,
+                        index.saturating_add(1)
+                    ),
+                ));
             }
             info.shape.remove(0);
         }
