@@ -43,6 +43,15 @@ impl Tensor {
         Err(Error::Shape { name: self.info.name, expected: shape.to_vec(), found: self.info.shape })
     }
 
+    /// The same elements in another shape with as many.
+    pub fn reshape(mut self, shape: Vec<usize>) -> Result<Self> {
+        if shape.iter().product::<usize>() != self.info.elements() {
+            return Err(Error::Shape { name: self.info.name, expected: shape, found: self.info.shape });
+        }
+        self.info.shape = shape;
+        Ok(self)
+    }
+
     /// Slice `index` along the first dimension, which is removed: expert `index` of a stacked tensor.
     pub fn index(&self, index: usize) -> Result<Self> {
         let mut slice = self.rows(index..index.saturating_add(1))?;
@@ -85,6 +94,11 @@ pub trait TensorSource: Send + Sync {
 
     /// The tensor called `name`; [`Error::MissingTensor`] if there is none.
     fn tensor(&self, name: &str) -> Result<Tensor>;
+
+    /// What is known of the tensor called `name` without making its data; [`Error::MissingTensor`] if there is none.
+    fn info(&self, name: &str) -> Result<TensorInfo> {
+        Ok(self.tensor(name)?.info)
+    }
 
     /// Whether a tensor is called `name`.
     fn contains(&self, name: &str) -> bool;

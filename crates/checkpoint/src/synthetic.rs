@@ -51,8 +51,7 @@ impl TensorSource for Synthetic {
     }
 
     fn tensor(&self, name: &str) -> Result<Tensor> {
-        let missing = || Error::MissingTensor { name: name.to_owned(), within: self.describe() };
-        let info = self.by_name.get(name).map(|&i| self.tensors[i].clone()).ok_or_else(missing)?;
+        let info = self.info(name)?;
         let data = match info.dtype {
             DType::BF16 => self.generate::<2>(&info, |v| to_bf16(v).to_le_bytes()),
             DType::F16 => self.generate::<2>(&info, |v| f16::from_f32(v).to_le_bytes()),
@@ -60,6 +59,11 @@ impl TensorSource for Synthetic {
             found => return Err(Error::DType { name: info.name, expected: "F32, F16 or BF16", found }),
         };
         Ok(Tensor { data: data.into(), info })
+    }
+
+    fn info(&self, name: &str) -> Result<TensorInfo> {
+        let missing = || Error::MissingTensor { name: name.to_owned(), within: self.describe() };
+        self.by_name.get(name).map(|&i| self.tensors[i].clone()).ok_or_else(missing)
     }
 
     fn contains(&self, name: &str) -> bool {

@@ -139,6 +139,11 @@ impl TensorSource for Store {
         Ok(Tensor { info: self.tensors[i].clone(), data })
     }
 
+    fn info(&self, name: &str) -> Result<TensorInfo> {
+        let missing = || Error::MissingTensor { name: name.to_owned(), within: self.describe() };
+        self.by_name.get(name).map(|&i| self.tensors[i].clone()).ok_or_else(missing)
+    }
+
     fn contains(&self, name: &str) -> bool {
         self.by_name.contains_key(name)
     }

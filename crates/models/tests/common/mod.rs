@@ -28,7 +28,11 @@ pub struct Expected(Store);
 
 impl Expected {
     pub fn open(folder: &Path) -> Self {
-        Self(Store::open(&folder.join("reference.safetensors")).unwrap())
+        Self::at(&folder.join("reference.safetensors"))
+    }
+
+    pub fn at(file: &Path) -> Self {
+        Self(Store::open(file).unwrap())
     }
 
     pub fn floats(&self, name: &str) -> Vec<f32> {

@@ -7,10 +7,12 @@ pub(super) fn find(part: &Part, features: [usize; 2], _: &Config) -> Result<Opti
     if !part.has(".weight") {
         return Ok(None);
     }
-    let tensor = part.tensor(".weight")?.expect_shape(&features)?;
-    let info = &tensor.info;
+    let info = part.info(".weight")?;
+    if info.shape != features {
+        return Err(Error::Shape { name: info.name, expected: features.to_vec(), found: info.shape });
+    }
     if !info.dtype.is_float() {
-        return Err(Error::DType { name: info.name.clone(), expected: "BF16, F16, F32 or F64", found: info.dtype });
+        return Err(Error::DType { name: info.name, expected: "BF16, F16, F32 or F64", found: info.dtype });
     }
     let stored = Stored {
         scheme: "dense",
@@ -21,6 +23,8 @@ pub(super) fn find(part: &Part, features: [usize; 2], _: &Config) -> Result<Opti
         bytes: info.bytes() as u64,
         tensors: vec![part.name(".weight")],
     };
-    let name = part.base().to_owned();
-    Ok(Some(Found::new(stored, move || Ok(Linear::new(&name, Weight::Dense(Dense::new(tensor.clone())?), None)))))
+    let part = part.clone();
+    Ok(Some(Found::new(stored, move || {
+        Ok(Linear::new(part.base(), Weight::Dense(Dense::new(part.tensor(".weight")?)?), None))
+    })))
 }
