@@ -30,6 +30,14 @@ pub enum Error {
         /// What is wrong with it.
         reason: Box<crate::Malformed>,
     },
+    /// A GGUF file is malformed.
+    #[error("{file}: {reason}")]
+    Gguf {
+        /// The file.
+        file: String,
+        /// What is wrong with it.
+        reason: Box<crate::container::gguf::Malformed>,
+    },
     /// A key of a configuration is absent or of the wrong type.
     #[error("{file}: key {key:?}: expected {expected}, found {found}")]
     Config {

@@ -1,7 +1,9 @@
-//! Where a checkpoint's small files come from: a directory, or the program itself.
+//! Where a checkpoint's small files come from: a directory, the program itself, or what another file says.
 
+use std::fmt::Debug;
 use std::io::Read;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use crate::{Error, Result};
 
@@ -23,6 +25,17 @@ pub enum Folder {
         /// Its files.
         files: EmbeddedFiles,
     },
+    /// Files made when they are asked for.
+    Made(Arc<dyn MadeFiles>),
+}
+
+/// Small files that are made from something else, such as a GGUF file's metadata.
+pub trait MadeFiles: Debug + Send + Sync {
+    /// What they are made from, for messages.
+    fn origin(&self) -> &str;
+
+    /// The text of the file `name`, or `None` if there is no such file.
+    fn text(&self, name: &str) -> Result<Option<String>>;
 }
 
 impl Folder {
@@ -34,6 +47,7 @@ impl Folder {
                 other => other.map(Some),
             },
             Self::Embedded { .. } => self.embedded(name).map(|b| utf8(&self.describe(name), b.to_vec())).transpose(),
+            Self::Made(files) => files.text(name),
         }
     }
 
@@ -52,6 +66,8 @@ impl Folder {
         match self {
             Self::Disk(folder) => folder.join(name).is_file(),
             Self::Embedded { .. } => self.embedded(name).is_some(),
+            // What cannot be made says why when it is asked for.
+            Self::Made(files) => files.text(name).map_or(true, |text| text.is_some()),
         }
     }
 
@@ -60,13 +76,14 @@ impl Folder {
         match self {
             Self::Disk(folder) => folder.join(name).display().to_string(),
             Self::Embedded { name: model, .. } => format!("built-in {model}/{name}"),
+            Self::Made(files) => format!("{} ({name})", files.origin()),
         }
     }
 
     /// The built-in file `name`.
     pub fn embedded(&self, name: &str) -> Option<&'static [u8]> {
         match self {
-            Self::Disk(_) => None,
+            Self::Disk(_) | Self::Made(_) => None,
             Self::Embedded { files, .. } => files.iter().find(|f| f.0 == name).map(|f| f.1),
         }
     }

@@ -25,7 +25,7 @@ pub use config::{Config, GenerationConfig, RopeConfig, RopeScaling};
 pub use container::{Malformed, Store};
 pub use dtype::DType;
 pub use error::{Error, Result};
-pub use folder::{EmbeddedFiles, Folder};
+pub use folder::{EmbeddedFiles, Folder, MadeFiles};
 pub use hub::Hub;
 pub use modules::{Found, LatentProjection, LatentSizes, Modules, Stored};
 pub use open::Checkpoint;

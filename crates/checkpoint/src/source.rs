@@ -21,11 +21,11 @@ impl TensorInfo {
 
     /// Stored bytes.
     pub fn bytes(&self) -> usize {
-        self.elements() * self.dtype.size()
+        self.dtype.bytes(self.elements())
     }
 }
 
-/// A stored tensor: row-major little-endian elements, with no alignment promised.
+/// A stored tensor: row-major little-endian elements (or blocks of them), with no alignment promised.
 #[derive(Clone, Debug)]
 pub struct Tensor {
     /// Name, type and shape.
@@ -69,8 +69,13 @@ impl Tensor {
         if rows.start > rows.end || rows.end > count {
             return Err(outside());
         }
-        let each = rest.iter().product::<usize>() * self.info.dtype.size();
-        let data = self.data.slice(rows.start * each..rows.end * each).ok_or_else(outside)?;
+        let (each, block) = (rest.iter().product::<usize>(), self.info.dtype.block());
+        let [first, end] = [rows.start * each, rows.end * each];
+        if !first.is_multiple_of(block) || !end.is_multiple_of(block) {
+            let why = format!("part {rows:?} of shape {:?} is no whole blocks of {block}", self.info.shape);
+            return Err(Error::invalid(format!("tensor {:?}", self.info.name), why));
+        }
+        let data = self.data.slice(self.info.dtype.bytes(first)..self.info.dtype.bytes(end)).ok_or_else(outside)?;
         let mut info = self.info.clone();
         info.shape[0] = rows.len();
         Ok(Self { info, data })

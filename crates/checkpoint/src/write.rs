@@ -81,6 +81,10 @@ fn plan(tensors: &[TensorInfo], shard_bytes: u64) -> Result<Vec<Vec<TensorInfo>>
     let mut shards = vec![Vec::new()];
     let mut filled = 0_u64;
     for info in tensors {
+        if info.dtype.is_block() {
+            let expected = "a plain type (safetensors has no blocks)";
+            return Err(Error::DType { name: info.name.clone(), expected, found: info.dtype });
+        }
         let size = info.shape.iter().try_fold(info.dtype.size(), |n, &d| n.checked_mul(d));
         let bytes =
             size.ok_or_else(|| Error::invalid(format!("tensor {:?}", info.name), "its shape overflows"))? as u64;

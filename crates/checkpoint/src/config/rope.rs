@@ -1,10 +1,14 @@
 //! Rotary position embedding, from either form of `config.json`.
 
+use std::sync::Arc;
+
+use serde_json::Value;
+
 use super::Config;
 use crate::{Error, Result};
 
 /// How positions turn queries and keys.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct RopeConfig {
     /// Base of the frequencies.
     pub theta: f64,
@@ -15,7 +19,7 @@ pub struct RopeConfig {
 }
 
 /// Change of the frequencies.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 pub enum RopeScaling {
     /// Frequencies as they are.
     None,
@@ -30,6 +34,9 @@ pub enum RopeScaling {
         /// Context the model was first trained on.
         original_max_position_embeddings: f64,
     },
+    /// Each frequency divided by a number of its own: what GGUF files store of Llama 3.1's scaling. In a configuration
+    /// this is `{"rope_type": "divisors", "divisors": [...]}`, which is our own.
+    Divisors(Arc<[f32]>),
 }
 
 impl Config {
@@ -95,6 +102,12 @@ fn scaling(section: &Config) -> Result<RopeScaling> {
                 return Err(section.wrong("original_max_position_embeddings", "a number from 1"));
             }
             Ok(RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_max_position_embeddings })
+        }
+        "divisors" => {
+            let expected = "a list of finite numbers above 0";
+            let one = |v: &Value| v.as_f64().map(|x| x as f32).filter(|x| x.is_finite() && *x > 0.0);
+            let all = section.typed("divisors", expected, |v| v.as_array()?.iter().map(one).collect())?;
+            Ok(RopeScaling::Divisors(all.ok_or_else(|| section.absent("divisors", expected))?))
         }
         other => Err(Error::invalid(
             section.file(),

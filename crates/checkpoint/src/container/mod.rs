@@ -1,12 +1,13 @@
-//! Files of tensors: one safetensors file, or the shards that an index lists, used from the mapping.
+//! Files of tensors, used from the mapping: one safetensors file, or the shards that an index lists; or GGUF files.
 
+pub mod gguf;
 mod index;
 mod malformed;
 mod safetensors;
 #[cfg(test)]
 mod tests;
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -42,11 +43,30 @@ pub struct StoreFile {
     /// All its bytes.
     pub bytes: Bytes,
     /// Free text in its header.
-    pub metadata: std::collections::BTreeMap<String, String>,
+    pub metadata: BTreeMap<String, String>,
+}
+
+/// A file and what its header says.
+struct Contents {
+    name: String,
+    bytes: Bytes,
+    metadata: BTreeMap<String, String>,
+    /// Tensors, and the bytes of the file each takes.
+    tensors: Vec<(TensorInfo, Range<usize>)>,
+}
+
+impl Contents {
+    fn safetensors(name: String, bytes: Bytes) -> Result<Self> {
+        match Header::parse(&bytes) {
+            Ok(Header { metadata, tensors }) => Ok(Self { name, bytes, metadata, tensors }),
+            Err(reason) => Err(Error::Malformed { file: name, reason: Box::new(reason) }),
+        }
+    }
 }
 
 impl Store {
-    /// Opens a safetensors file, an index (`*.index.json`) or the checkpoint in a folder.
+    /// Opens a safetensors file, an index (`*.index.json`) or the safetensors checkpoint in a folder. GGUF files are
+    /// opened by [`gguf::GgufFile`].
     pub fn open(path: &Path) -> Result<Self> {
         if path.is_dir() {
             return match index::find(path)? {
@@ -57,19 +77,14 @@ impl Store {
         if path.to_string_lossy().ends_with(".index.json") {
             return Self::sharded(path);
         }
-        if path.extension().is_some_and(|e| e.eq_ignore_ascii_case("gguf")) {
-            return Err(Error::invalid(
-                path.display(),
-                "GGUF files cannot be read by this version; use the model's safetensors checkpoint",
-            ));
-        }
-        Self::build(path.display().to_string(), vec![(path.display().to_string(), map(path)?)])
+        let name = path.display().to_string();
+        Self::build(name.clone(), [Contents::safetensors(name, map(path)?)?])
     }
 
     /// The tensors of one safetensors file that is in memory already; `name` stands for it in messages.
     pub fn from_bytes(name: impl Into<String>, bytes: Bytes) -> Result<Self> {
         let name = name.into();
-        Self::build(name.clone(), vec![(name, bytes)])
+        Self::build(name.clone(), [Contents::safetensors(name, bytes)?])
     }
 
     fn sharded(path: &Path) -> Result<Self> {
@@ -86,21 +101,20 @@ impl Store {
                 );
                 return Err(Error::invalid(path.display(), why));
             }
-            files.push((file.display().to_string(), map(&file)?));
+            files.push(Contents::safetensors(file.display().to_string(), map(&file)?)?);
         }
         let store = Self::build(path.display().to_string(), files)?;
         index.check(path, &store)?;
         Ok(store)
     }
 
-    fn build(origin: String, files: Vec<(String, Bytes)>) -> Result<Self> {
+    fn build(origin: String, files: impl IntoIterator<Item = Contents>) -> Result<Self> {
         let mut store =
             Self { origin, files: Vec::new(), tensors: Vec::new(), places: Vec::new(), by_name: HashMap::new() };
-        for (number, (name, bytes)) in files.into_iter().enumerate() {
-            let header = Header::parse(&bytes)
-                .map_err(|reason| Error::Malformed { file: name.clone(), reason: Box::new(reason) })?;
-            store.files.push(StoreFile { name, bytes, metadata: header.metadata });
-            for (info, range) in header.tensors {
+        for (number, contents) in files.into_iter().enumerate() {
+            let Contents { name, bytes, metadata, tensors } = contents;
+            store.files.push(StoreFile { name, bytes, metadata });
+            for (info, range) in tensors {
                 if let Some(earlier) = store.by_name.insert(info.name.clone(), store.tensors.len()) {
                     let first = &store.files[store.places[earlier].0].name;
                     let why =

@@ -3,12 +3,15 @@
 //! [`Modules::linear`] finds a module's tensors, looks at their names, types and shapes (and at nothing of their data but
 //! a few scalars), and says how they are stored; [`Found::build`] then makes the [`Linear`].
 
+mod gguf;
 mod hugging_face;
 mod part;
 pub mod schemes;
 #[cfg(test)]
 mod tests;
 
+pub use gguf::Gguf;
+pub(crate) use gguf::{GgufFolder, config as gguf_config};
 pub use hugging_face::HuggingFace;
 pub use part::Part;
 

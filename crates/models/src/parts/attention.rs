@@ -4,7 +4,7 @@ use super::inverse_frequencies;
 use crate::{Inventory, Loader, Result};
 use marlin_backend::blocks::Attention;
 use marlin_backend::{Backend, KvLayout, RopeTable};
-use marlin_checkpoint::{Config, RopeConfig};
+use marlin_checkpoint::{Config, RopeConfig, RopeScaling};
 use std::sync::Arc;
 
 /// Sizes and switches of an attention layer.
@@ -40,6 +40,13 @@ impl GroupedAttention {
         let rope = config.rope(default_theta)?;
         if rope.partial_rotary_factor != 1.0 {
             return Err(config.wrong("partial_rotary_factor", "1 for this architecture").into());
+        }
+        if let RopeScaling::Divisors(divisors) = &rope.scaling
+            && divisors.len() != head_dim / 2
+        {
+            let expected =
+                format!("{} divisors, one for each rotated pair (there are {})", head_dim / 2, divisors.len());
+            return Err(config.wrong("rope_parameters", expected).into());
         }
         Ok(Self { hidden, heads, kv_heads, head_dim, qkv_bias: false, o_bias: false, head_norms: false, rope })
     }
