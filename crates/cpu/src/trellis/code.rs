@@ -230,30 +230,33 @@ macro_rules! sixteen {
 }
 pub(super) use sixteen;
 
-/// Runs a kernel type generic over codebook and bits, as a function of its own:
-/// `dispatch!(L, codebook, bits, Kernel(fields))`.
+/// Evaluates an expression with a type and a constant that stand for a codebook and a number of bits:
+/// `dispatch!(codebook, bits, C, BITS, run(Kernel::<C, BITS>::new()))`.
 macro_rules! dispatch {
-    ($L:ident, $codebook:expr, $bits:expr, $kernel:ident, $args:expr) => {{
-        use marlin_checkpoint::weight::Codebook;
+    ($codebook:expr, $bits:expr, $C:ident, $BITS:ident, $run:expr) => {{
+        use $crate::trellis::code::{Mcg, Mul1, ThreeInst, dispatch};
         match $codebook {
-            Codebook::Mul1 => $crate::trellis::code::dispatch!(@bits $L, $crate::trellis::code::Mul1, $bits, $kernel, $args),
-            Codebook::Mcg => $crate::trellis::code::dispatch!(@bits $L, $crate::trellis::code::Mcg, $bits, $kernel, $args),
-            Codebook::ThreeInst => {
-                $crate::trellis::code::dispatch!(@bits $L, $crate::trellis::code::ThreeInst, $bits, $kernel, $args)
-            }
+            marlin_checkpoint::weight::Codebook::Mul1 => dispatch!(@bits Mul1, $bits, $C, $BITS, $run),
+            marlin_checkpoint::weight::Codebook::Mcg => dispatch!(@bits Mcg, $bits, $C, $BITS, $run),
+            marlin_checkpoint::weight::Codebook::ThreeInst => dispatch!(@bits ThreeInst, $bits, $C, $BITS, $run),
         }
     }};
-    (@bits $L:ident, $C:ty, $bits:expr, $kernel:ident, $args:expr) => {
+    (@bits $Code:ty, $bits:expr, $C:ident, $BITS:ident, $run:expr) => {
         match $bits {
-            1 => $crate::trellis::lanes::run($L, $kernel::<$C, 1>($args, std::marker::PhantomData)),
-            2 => $crate::trellis::lanes::run($L, $kernel::<$C, 2>($args, std::marker::PhantomData)),
-            3 => $crate::trellis::lanes::run($L, $kernel::<$C, 3>($args, std::marker::PhantomData)),
-            4 => $crate::trellis::lanes::run($L, $kernel::<$C, 4>($args, std::marker::PhantomData)),
-            5 => $crate::trellis::lanes::run($L, $kernel::<$C, 5>($args, std::marker::PhantomData)),
-            6 => $crate::trellis::lanes::run($L, $kernel::<$C, 6>($args, std::marker::PhantomData)),
-            7 => $crate::trellis::lanes::run($L, $kernel::<$C, 7>($args, std::marker::PhantomData)),
-            _ => $crate::trellis::lanes::run($L, $kernel::<$C, 8>($args, std::marker::PhantomData)),
+            1 => dispatch!(@one $Code, 1, $C, $BITS, $run),
+            2 => dispatch!(@one $Code, 2, $C, $BITS, $run),
+            3 => dispatch!(@one $Code, 3, $C, $BITS, $run),
+            4 => dispatch!(@one $Code, 4, $C, $BITS, $run),
+            5 => dispatch!(@one $Code, 5, $C, $BITS, $run),
+            6 => dispatch!(@one $Code, 6, $C, $BITS, $run),
+            7 => dispatch!(@one $Code, 7, $C, $BITS, $run),
+            _ => dispatch!(@one $Code, 8, $C, $BITS, $run),
         }
     };
+    (@one $Code:ty, $value:literal, $C:ident, $BITS:ident, $run:expr) => {{
+        type $C = $Code;
+        const $BITS: usize = $value;
+        $run
+    }};
 }
 pub(super) use dispatch;

@@ -1,7 +1,7 @@
 //! Decoding into panels, for products with many rows.
 
 use super::code::{Code, Words, dispatch, place, sixteen};
-use super::lanes::{Isa, Lanes, LanesKernel};
+use super::lanes::{self, Isa, Lanes, LanesKernel};
 use super::layout::TrellisMat;
 use crate::buffer::scratch;
 use crate::mat::{at_least, same};
@@ -33,29 +33,10 @@ pub struct Decode {
     pub ld: usize,
 }
 
-/// [`Decode`] for a codebook and a number of bits.
-pub struct DecodeOf<C, const BITS: usize>(pub Decode, pub PhantomData<C>);
-
-/// One form of it, a function of its own.
+/// [`Decode`] to one form for a codebook and a number of bits, a function of its own.
 struct WordsOf<C, const BITS: usize>(Decode, PhantomData<C>);
 struct BytesOf<C, const BITS: usize>(Decode, PhantomData<C>);
 struct HalvesOf<C, const BITS: usize>(Decode, PhantomData<C>);
-
-impl<C: Code, const BITS: usize> LanesKernel for DecodeOf<C, BITS> {
-    type Out = ();
-
-    #[inline(always)]
-    unsafe fn run<L: Lanes>(self) {
-        // SAFETY: the fields' promises.
-        unsafe {
-            match self.0.form {
-                Form::Words => super::lanes::run(L::ISA, WordsOf::<C, BITS>(self.0, PhantomData)),
-                Form::Bytes => super::lanes::run(L::ISA, BytesOf::<C, BITS>(self.0, PhantomData)),
-                Form::Halves => super::lanes::run(L::ISA, HalvesOf::<C, BITS>(self.0, PhantomData)),
-            }
-        }
-    }
-}
 
 impl<C: Code, const BITS: usize> LanesKernel for WordsOf<C, BITS> {
     type Out = ();
@@ -139,8 +120,21 @@ impl Decode {
     /// # Safety
     /// The fields' promises, and the machine has the features of `isa`.
     pub unsafe fn run(self, isa: Isa, mat: &TrellisMat) {
+        let (book, bits) = (mat.codebook(), mat.bits());
         // SAFETY: the caller's promise.
-        unsafe { dispatch!(isa, mat.codebook(), mat.bits(), DecodeOf, self) }
+        unsafe {
+            match self.form {
+                Form::Words => {
+                    dispatch!(book, bits, C, BITS, lanes::run(isa, WordsOf::<C, BITS>(self, PhantomData)))
+                }
+                Form::Bytes => {
+                    dispatch!(book, bits, C, BITS, lanes::run(isa, BytesOf::<C, BITS>(self, PhantomData)))
+                }
+                Form::Halves => {
+                    dispatch!(book, bits, C, BITS, lanes::run(isa, HalvesOf::<C, BITS>(self, PhantomData)))
+                }
+            }
+        }
     }
 }
 

@@ -8,8 +8,9 @@
 //! the sum: 19 (MCG) and 23.
 
 use super::acts::{BLOCK16, TrellisActs, pair};
-use super::code::{Code, Steps, Words, place, sixteen};
+use super::code::{Code, Steps, Words, dispatch, place, sixteen};
 use super::lanes::{self, Lanes, LanesKernel};
+use marlin_checkpoint::weight::Codebook;
 use std::marker::PhantomData;
 
 /// Tiles of inputs that share a scale.
@@ -30,24 +31,21 @@ pub struct Gemv<'a> {
     pub ld: usize,
 }
 
-/// [`Gemv`] for a codebook and a number of bits.
-pub struct GemvOf<'a, C, const BITS: usize>(pub Gemv<'a>, pub PhantomData<C>);
-
-/// The same for a number of rows.
+/// The same for a codebook, a number of bits, and room for `M` rows; a function of its own.
 struct Rows<'a, C, const BITS: usize, const M: usize>(Gemv<'a>, PhantomData<C>);
 
-impl<C: Code, const BITS: usize> LanesKernel for GemvOf<'_, C, BITS> {
-    type Out = ();
-
-    #[inline(always)]
-    unsafe fn run<L: Lanes>(self) {
-        // SAFETY: the fields' promises; each is a function of its own.
+impl Gemv<'_> {
+    /// Runs it for a codebook and a number of bits.
+    ///
+    /// # Safety
+    /// The fields' promises, and the machine's implementation of lanes [is wide](lanes::Isa::is_wide).
+    pub unsafe fn run(self, codebook: Codebook, bits: usize) {
+        // SAFETY: the caller's promises.
         unsafe {
-            match self.0.x.m {
-                1 => lanes::run(L::ISA, Rows::<C, BITS, 1>(self.0, PhantomData)),
-                2 => lanes::run(L::ISA, Rows::<C, BITS, 2>(self.0, PhantomData)),
-                3 => lanes::run(L::ISA, Rows::<C, BITS, 3>(self.0, PhantomData)),
-                _ => lanes::run(L::ISA, Rows::<C, BITS, 4>(self.0, PhantomData)),
+            match self.x.m {
+                1 => dispatch!(codebook, bits, C, BITS, lanes::run_wide(Rows::<C, BITS, 1>(self, PhantomData))),
+                2 => dispatch!(codebook, bits, C, BITS, lanes::run_wide(Rows::<C, BITS, 2>(self, PhantomData))),
+                _ => dispatch!(codebook, bits, C, BITS, lanes::run_wide(Rows::<C, BITS, 4>(self, PhantomData))),
             }
         }
     }
@@ -62,11 +60,12 @@ pub struct Walk<const M: usize> {
 }
 
 impl<const M: usize> Walk<M> {
-    /// At rows `row..row + M`.
+    /// At rows `row..row + M`; the last one stands in for rows that are not there.
     pub fn new(x: &TrellisActs<'_>, row: usize) -> Walk<M> {
-        let tail: [_; M] = std::array::from_fn(|r| x.tail(row + r));
+        let row = |r: usize| (row + r).min(x.m - 1);
+        let tail: [_; M] = std::array::from_fn(|r| x.tail(row(r)));
         Walk {
-            values: std::array::from_fn(|r| x.data.wrapping_add((row + r) * x.ld).cast()),
+            values: std::array::from_fn(|r| x.data.wrapping_add(row(r) * x.ld).cast()),
             scales: tail.map(|t| t.0),
             sums: tail.map(|t| t.1),
         }
@@ -167,7 +166,7 @@ impl<C: Code, const BITS: usize, const M: usize> LanesKernel for Rows<'_, C, BIT
                     }
                     walk.end::<L>(acc, s, sums.as_mut_ptr().cast(), 32);
                 }
-                for (r, sums) in sums.iter().enumerate() {
+                for (r, sums) in sums.iter().enumerate().take(x.m) {
                     finish(sums.as_ptr(), C::STEPS, *x.tail(r).2, out.add(r * ld + 32 * n));
                 }
             }

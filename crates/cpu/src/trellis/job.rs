@@ -1,9 +1,8 @@
 //! Layers as jobs of a parallel region.
 
 use super::acts::{GEMV_ROWS, Precision, TrellisActs};
-use super::code::dispatch;
 use super::gemm::{BYTE_ROWS, Gemm, scratch_bytes};
-use super::gemv::{Gemv, GemvOf};
+use super::gemv::Gemv;
 use super::lanes::Isa;
 use super::layout::TrellisMat;
 use crate::buffer::scratch;
@@ -118,9 +117,9 @@ impl<'a> TrellisJob<'a> {
         unsafe {
             match x.precision {
                 Precision::Exact => gemm.exact(cpu.level),
-                Precision::Int16 if x.m <= GEMV_ROWS => {
+                Precision::Int16 if x.m <= GEMV_ROWS && isa.is_wide() => {
                     let gemv = Gemv { x, words: self.w.words(first, 0), pairs, out, ld };
-                    dispatch!(isa, self.w.codebook(), self.w.bits(), GemvOf, gemv)
+                    gemv.run(self.w.codebook(), self.w.bits())
                 }
                 Precision::Int16 => gemm.words(isa),
                 Precision::Int8 => gemm.bytes(isa),

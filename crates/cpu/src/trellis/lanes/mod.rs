@@ -41,6 +41,11 @@ impl Isa {
     pub fn has_bytes(self) -> bool {
         self == Isa::Avx512
     }
+
+    /// Whether it has registers enough to decode and multiply at once ([`run_wide`]).
+    pub fn is_wide(self) -> bool {
+        self == Isa::Avx512
+    }
 }
 
 /// Thirty-two lanes of 16 bits.
@@ -135,5 +140,23 @@ pub unsafe fn run<K: LanesKernel>(isa: Isa, kernel: K) -> K::Out {
             Isa::Avx2 => x86::run(kernel),
             _ => kernel.run::<portable::Portable>(),
         }
+    }
+}
+
+/// Runs a kernel that is only built for the implementation that [`Isa::is_wide`] names.
+///
+/// # Safety
+/// As for [`run`], with such an implementation.
+#[inline]
+pub unsafe fn run_wide<K: LanesKernel>(kernel: K) -> K::Out {
+    // SAFETY: the caller's promises.
+    #[cfg(target_arch = "x86_64")]
+    unsafe {
+        x86_512::run(kernel)
+    }
+    // SAFETY: as above; no implementation is wide here, so this is never called.
+    #[cfg(not(target_arch = "x86_64"))]
+    unsafe {
+        kernel.run::<portable::Portable>()
     }
 }

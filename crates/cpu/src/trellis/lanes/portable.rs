@@ -9,6 +9,17 @@ pub struct Portable;
 
 type V = [u16; 32];
 
+// Conversions of halves are long where they are not instructions, and the callers are unrolled: kept apart.
+#[inline(never)]
+fn affine(v: V, k: f32, c: f32) -> V {
+    v.map(|v| f16::from_f32((f32::from(v) + 1024.0) * k + c).to_bits())
+}
+
+#[inline(never)]
+fn sum_of_halves(a: V, b: V) -> V {
+    from_fn(|i| f16::from_f32(f16::from_bits(a[i]).to_f32() + f16::from_bits(b[i]).to_f32()).to_bits())
+}
+
 // SAFETY comments: every method is covered by the trait's contract on pointers.
 #[allow(clippy::undocumented_unsafe_blocks)]
 impl Lanes for Portable {
@@ -83,11 +94,11 @@ impl Lanes for Portable {
     }
     #[inline(always)]
     unsafe fn affine_f16(v: V, k: f32, c: f32) -> V {
-        v.map(|v| f16::from_f32((f32::from(v) + 1024.0) * k + c).to_bits())
+        affine(v, k, c)
     }
     #[inline(always)]
     unsafe fn add_f16(a: V, b: V) -> V {
-        from_fn(|i| f16::from_f32(f16::from_bits(a[i]).to_f32() + f16::from_bits(b[i]).to_f32()).to_bits())
+        sum_of_halves(a, b)
     }
 
     #[inline(always)]
