@@ -1,9 +1,13 @@
 //! Measures the kernels on this machine: `cargo run --release --example kernels -- [section ...]`, where a section is
-//! `gemv`, `gemm`, `attention`, `pool` or nothing for all. Every rate is printed with its share of what was measured
+//! `gemv`, `gemm`, `attention`, `pool`, `exl3` or nothing for all. Every rate is printed with its share of what was measured
 //! as the machine's own.
 
+use marlin_checkpoint::weight::Codebook;
+use marlin_checkpoint::{DType as StoredType, Tensor, TensorInfo, Trellis};
 use marlin_cpu::attention::{KvShape, LatentShape, Sequence, Span, attention, latent_attention};
 use marlin_cpu::linear::{ActsBuf, Job, Needs, Out, linears};
+use marlin_cpu::ops::hadamard::Rotation;
+use marlin_cpu::trellis::{Precision, TrellisActsBuf, TrellisJob, TrellisMat, trellis_linears};
 use marlin_cpu::{Cpu, DType, Mat, Mode, Result, bandwidth};
 use std::time::Instant;
 
@@ -148,6 +152,150 @@ fn pool(cpu: &Cpu) -> Result<()> {
     Ok(())
 }
 
+/// A matrix of random codes; `None` where the shape is refused, which it is not.
+fn trellis(rows: usize, cols: usize, bits: usize, codebook: Codebook) -> Option<Trellis> {
+    let mut state = 0x9e37_79b9_7f4a_7c15u64;
+    let words = (0..rows * cols * bits / 64).flat_map(|_| {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        state.wrapping_mul(0x2545_f491_4f6c_dd1d).to_le_bytes()
+    });
+    let shape = vec![cols / 16, rows / 16, 16 * bits];
+    let info = TensorInfo { name: "random".into(), dtype: StoredType::I16, shape };
+    Trellis::new(Tensor { info, data: words.collect::<Vec<u8>>().into() }, codebook).ok()
+}
+
+/// Cycles a second of one core: a chain of dependent additions, one a cycle.
+fn clock() -> f64 {
+    const TURNS: u64 = 100_000_000;
+    let mut best = f64::INFINITY;
+    for _ in 0..5 {
+        let (start, mut x) = (Instant::now(), 1u64);
+        for _ in 0..TURNS {
+            x = std::hint::black_box(x.wrapping_add(1));
+        }
+        best = best.min(start.elapsed().as_secs_f64());
+    }
+    TURNS as f64 / best
+}
+
+/// EXL3: re-laying, decoding into panels, products with few rows and with many, and a whole model of Qwen3-1.7B's sizes.
+fn exl3(cpu: &Cpu, bandwidth: f64) -> Result<()> {
+    let threads = cpu.pool().threads() as f64;
+    let hz = clock();
+    println!("exl3: cores at {:.2} GHz by a chain of additions", hz / 1e9);
+    let report = |what: &str, weights: f64, bits: usize, t: f64| {
+        let bytes = weights * bits as f64 / 8.0 / t;
+        println!(
+            "exl3 {what}: {:.1} G weights/s, {:.1} GB/s ({:.0}% of bandwidth), {:.2} cycles for 32 weights",
+            weights / t / 1e9,
+            bytes / 1e9,
+            100.0 * bytes / bandwidth,
+            hz * threads * t / weights * 32.0
+        );
+    };
+    let (n, k) = (6144, 2048);
+    for codebook in [Codebook::Mul1, Codebook::Mcg, Codebook::ThreeInst] {
+        for bits in [2, 3, 4, 5, 6, 8] {
+            if bits != 3 && codebook == Codebook::Mcg {
+                continue;
+            }
+            let Some(w) = trellis(n, k, bits, codebook) else { continue };
+            let start = Instant::now();
+            let mats: Vec<TrellisMat> = (0..12).map(|_| TrellisMat::new(cpu, &w)).collect();
+            let laid = (12 * n * k * bits) as f64 / 8.0 / start.elapsed().as_secs_f64();
+            let weights = (mats.len() * n * k) as f64;
+            let mut buf = TrellisActsBuf::default();
+            for (precision, m) in
+                [(Precision::Int16, 1), (Precision::Int16, 2), (Precision::Int16, 4), (Precision::Exact, 1)]
+            {
+                if m > 1 && (bits != 3 || codebook != Codebook::Mul1) {
+                    continue;
+                }
+                let x: Vec<f32> = (0..m * k).map(|i| (i as f32 * 0.37).sin()).collect();
+                let mut out = vec![0.0f32; m * n];
+                let t = best(if precision == Precision::Exact { 2 } else { 12 }, || {
+                    let acts = buf.prepare(cpu, precision, None, &x, m, k, k, k)?;
+                    mats.iter()
+                        .try_for_each(|w| trellis_linears(cpu, &[TrellisJob::new(acts, w, Out::new(&mut out, n))]))
+                })?;
+                report(&format!("{codebook:?} {bits} bits {precision:?} m={m}"), weights, bits, t);
+            }
+            let t = best(12, || {
+                cpu.pool().run(mats.len() * n / 32, &|i| {
+                    let (mut a, mut b) = ([0u8; 8192], [0u8; 8192]);
+                    for k0 in (0..k).step_by(512) {
+                        // The panels have the room that the shapes ask for.
+                        let _ = mats[i / (n / 32)].decode_panel_u8(cpu, i % (n / 32), k0..k0 + 512, [&mut a, &mut b]);
+                        std::hint::black_box((&a, &b));
+                    }
+                });
+                Ok(())
+            })?;
+            report(&format!("{codebook:?} {bits} bits panels of bytes"), weights, bits, t);
+            if bits == 3 {
+                println!("exl3 {bits} bits laid out at {:.1} GB/s", laid / 1e9);
+                for m in [5, 12, 32, 128, 512] {
+                    let x: Vec<f32> = (0..m * k).map(|i| (i as f32 * 0.37).sin()).collect();
+                    let mut out = vec![0.0f32; m * n];
+                    let precision = Precision::of(cpu, Mode::Fast, m);
+                    let t = best(5, || {
+                        let acts = buf.prepare(cpu, precision, None, &x, m, k, k, k)?;
+                        trellis_linears(cpu, &[TrellisJob::new(acts, &mats[0], Out::new(&mut out, n))])
+                    })?;
+                    let rate = (m * n * k) as f64 / t;
+                    println!("exl3 {codebook:?} {bits} bits {precision:?} m={m}: {:.0} G multiply-adds/s", rate / 1e9);
+                }
+            }
+        }
+    }
+    whole_model(cpu)
+}
+
+/// Every linear layer of Qwen3-1.7B (28 layers and the head) at 3 bits, the head at 6, rotations included.
+fn whole_model(cpu: &Cpu) -> Result<()> {
+    const LAYERS: usize = 28;
+    let make = |n, k, bits| trellis(n, k, bits, Codebook::Mul1).map(|w| TrellisMat::new(cpu, &w));
+    let shapes = [(2048, 2048), (1024, 2048), (1024, 2048), (2048, 2048), (6144, 2048), (6144, 2048), (2048, 6144)];
+    let mats: Vec<TrellisMat> =
+        (0..LAYERS).flat_map(|_| shapes).filter_map(|(n, k)| make(n, k, 3)).chain(make(151_936, 2048, 6)).collect();
+    let scale = vec![0.75f32; 151_936];
+    let rotation = |n: usize| Some(Rotation { block: 128, scale: Some(&scale[..n]) });
+    for m in [1, 4, 512] {
+        let precision = Precision::of(cpu, Mode::Fast, m);
+        let x: Vec<f32> = (0..m * 6144).map(|i| (i as f32 * 0.37).sin()).collect();
+        let mut outs: Vec<Vec<f32>> = (0..3).map(|_| vec![0.0f32; m * 6144]).collect();
+        let mut head = vec![0.0f32; m.min(4) * 151_936];
+        let mut bufs: Vec<TrellisActsBuf> = (0..3).map(|_| TrellisActsBuf::default()).collect();
+        let t = best(if m == 1 { 10 } else { 3 }, || {
+            for layer in 0..LAYERS {
+                for group in [0..3, 3..4, 4..6, 6..7] {
+                    let mats = &mats[layer * 7 + group.start..layer * 7 + group.end];
+                    let mut jobs = Vec::new();
+                    for ((w, out), buf) in mats.iter().zip(&mut outs).zip(&mut bufs) {
+                        let k = w.cols();
+                        let acts = buf.prepare(cpu, precision, rotation(k), &x, m, k, k, k)?;
+                        let job = TrellisJob::new(acts, w, Out::new(out, w.rows()));
+                        jobs.push(job.rotation(rotation(w.rows())));
+                    }
+                    trellis_linears(cpu, &jobs)?;
+                }
+            }
+            let (w, rows) = (&mats[mats.len() - 1], m.min(4));
+            let acts = bufs[0].prepare(cpu, Precision::Int16, rotation(2048), &x, rows, 2048, 2048, 2048)?;
+            let job = TrellisJob::new(acts, w, Out::new(&mut head, w.rows()));
+            trellis_linears(cpu, &[job.rotation(rotation(w.rows()))])
+        })?;
+        println!(
+            "exl3 Qwen3-1.7B, 3 bits, head 6 bits, m={m}: {:.1} ms for all linear layers, {:.1} tokens/s",
+            t * 1e3,
+            m as f64 / t
+        );
+    }
+    Ok(())
+}
+
 fn main() -> Result<()> {
     let sections: Vec<String> = std::env::args().skip(1).collect();
     let wanted = |name: &str| sections.is_empty() || sections.iter().any(|s| s == name);
@@ -162,6 +310,9 @@ fn main() -> Result<()> {
         peak.0 / 1e9,
         peak.1 / 1e9
     );
+    if wanted("exl3") {
+        exl3(&cpu, bandwidth)?;
+    }
     if wanted("pool") {
         pool(&cpu)?;
     }

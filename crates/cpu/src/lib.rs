@@ -22,6 +22,7 @@ mod mat;
 pub mod ops;
 pub mod pool;
 pub mod simd;
+pub mod trellis;
 
 pub use backend::{CpuBackend, CpuBatch, CpuExperts, CpuKv, CpuLinear, CpuOptions, CpuRouting, KvType, Tensor};
 pub use mat::{DType, Error, Mat, Mode, Result};

@@ -22,9 +22,9 @@ use std::marker::PhantomData;
 
 /// Where a layer's outputs go: rows of at least `n` values, `stride` values from row to row.
 pub struct Out<'a> {
-    ptr: Shared<f32>,
-    len: usize,
-    stride: usize,
+    pub(crate) ptr: Shared<f32>,
+    pub(crate) len: usize,
+    pub(crate) stride: usize,
     life: PhantomData<&'a mut [f32]>,
 }
 

@@ -2,6 +2,7 @@
 
 mod act;
 pub mod convert;
+pub mod hadamard;
 mod norm;
 mod rope;
 mod route;
