@@ -33,7 +33,7 @@ fn random(rows: usize, cols: usize, bits: usize, codebook: Codebook, seed: u64) 
 
 /// The matrix `[rows, cols]` by the checkpoint's reference.
 fn reference(w: &Trellis) -> Vec<f32> {
-    Weight::Trellis(w.clone()).dequantize()
+    Weight::Trellis(w.clone()).dequantize().unwrap()
 }
 
 /// All values through the panels of halves, as a matrix of `f16` bits `[rows, cols]`.
