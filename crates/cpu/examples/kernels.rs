@@ -1,5 +1,5 @@
 //! Measures the kernels on this machine: `cargo run --release --example kernels -- [section ...]`, where a section is
-//! `gemv`, `gemm`, `attention`, `pool`, `exl3` or nothing for all. Every rate is printed with its share of what was measured
+//! `gemv`, `gemm`, `attention`, `pool`, `exl3` or nothing for all (and `exl3-core`, one core without memory). Every rate is printed with its share of what was measured
 //! as the machine's own.
 
 use marlin_checkpoint::weight::Codebook;
@@ -8,7 +8,7 @@ use marlin_cpu::attention::{KvShape, LatentShape, Sequence, Span, attention, lat
 use marlin_cpu::linear::{ActsBuf, Job, Needs, Out, linears};
 use marlin_cpu::ops::hadamard::Rotation;
 use marlin_cpu::trellis::{Precision, TrellisActsBuf, TrellisJob, TrellisMat, trellis_linears};
-use marlin_cpu::{Cpu, DType, Mat, Mode, Result, bandwidth};
+use marlin_cpu::{Cpu, DType, Level, Mat, Mode, Result, bandwidth};
 use std::time::Instant;
 
 /// The best time of several runs, in seconds.
@@ -166,25 +166,99 @@ fn trellis(rows: usize, cols: usize, bits: usize, codebook: Codebook) -> Option<
     Trellis::new(Tensor { info, data: words.collect::<Vec<u8>>().into() }, codebook).ok()
 }
 
-/// Cycles a second of one core: a chain of dependent additions, one a cycle.
+/// Cycles a second of one core: a chain of six dependent shifts and exclusive ors, a cycle each.
 fn clock() -> f64 {
-    const TURNS: u64 = 100_000_000;
+    const TURNS: u64 = 20_000;
     let mut best = f64::INFINITY;
-    for _ in 0..5 {
-        let (start, mut x) = (Instant::now(), 1u64);
+    for _ in 0..2000 {
+        let start = Instant::now();
+        let mut x = std::hint::black_box(0x9e37_79b9_7f4a_7c15u64);
         for _ in 0..TURNS {
-            x = std::hint::black_box(x.wrapping_add(1));
+            x ^= x << 13;
+            x ^= x >> 7;
+            x ^= x << 17;
         }
+        std::hint::black_box(x);
         best = best.min(start.elapsed().as_secs_f64());
     }
-    TURNS as f64 / best
+    6.0 * TURNS as f64 / best
+}
+
+/// The kernels themselves: one core, everything in its caches, the best of many short runs.
+fn exl3_core(level: Level) -> Result<()> {
+    let cpu = &Cpu::with_level(1, level);
+    let hz = clock();
+    println!(
+        "exl3 core: {level}, {:.2} GHz by a chain of shifts; cycles for 32 weights of a matrix in the cache",
+        hz / 1e9
+    );
+    let (n, k) = (128, 2048);
+    for codebook in [Codebook::Mul1, Codebook::Mcg, Codebook::ThreeInst] {
+        for bits in 1..=8 {
+            let Some(w) = trellis(n, k, bits, codebook) else { continue };
+            let mat = TrellisMat::new(cpu, &w);
+            let runs = if level < Level::Avx512 { 30 } else { 400 };
+            let mut line = format!("exl3 core {codebook:?} {bits} bits:");
+            let mut add = |what: &str, t: f64| line += &format!(" {what} {:.2},", hz * t * 32.0 / (n * k) as f64);
+            let mut buf = TrellisActsBuf::default();
+            for (precision, m) in
+                [(Precision::Int16, 1), (Precision::Int16, 2), (Precision::Int16, 4), (Precision::Exact, 1)]
+            {
+                let x: Vec<f32> = (0..m * k).map(|i| (i as f32 * 0.37).sin()).collect();
+                let mut out = vec![0.0f32; m * n];
+                let acts = buf.prepare(cpu, precision, None, &x, m, k, k, k)?;
+                let job = [TrellisJob::new(acts, &mat, Out::new(&mut out, n))];
+                let t = best(runs, || trellis_linears(cpu, &job))?;
+                add(&format!("{precision:?} m={m}"), t);
+            }
+            let (mut a, mut b) = (vec![0u8; 512 * 16], vec![0u8; 512 * 16]);
+            let t = best(runs, || {
+                for (pair, k0) in (0..n / 32).flat_map(|pair| (0..k).step_by(512).map(move |k0| (pair, k0))) {
+                    mat.decode_panel_u8(cpu, pair, k0..k0 + 512, [&mut a, &mut b])?;
+                }
+                Ok(())
+            })?;
+            add("panels of bytes", t);
+            println!("{line}");
+            if bits == 3 && codebook == Codebook::Mul1 {
+                for m in [5, 12, 48, 192] {
+                    let x: Vec<f32> = (0..m * k).map(|i| (i as f32 * 0.37).sin()).collect();
+                    let mut out = vec![0.0f32; m * n];
+                    let acts = buf.prepare(cpu, Precision::Int8, None, &x, m, k, k, k)?;
+                    let job = [TrellisJob::new(acts, &mat, Out::new(&mut out, n))];
+                    let t = best(runs / 10, || trellis_linears(cpu, &job))?;
+                    println!(
+                        "exl3 core {:?} m={m}: {:.1} multiply-adds a cycle",
+                        acts.precision(),
+                        (m * n * k) as f64 / t / hz
+                    );
+                }
+                let x: Vec<f32> = (0..k).map(|i| (i as f32 * 0.37).sin()).collect();
+                let t = best(runs, || {
+                    let rotation = Some(Rotation { block: 128, scale: Some(&x) });
+                    buf.prepare(cpu, Precision::Int16, rotation, &x, 1, k, k, k).map(|_| ())
+                })?;
+                let t8 = best(runs, || buf.prepare(cpu, Precision::Int16, None, &x, 1, k, k, k).map(|_| ()))?;
+                println!(
+                    "exl3 core: {:.2} cycles to rotate an activation by 128, {:.2} to round it to 16 bits",
+                    (t - t8) * hz / k as f64,
+                    t8 * hz / k as f64
+                );
+                let t = best(runs, || {
+                    std::hint::black_box(TrellisMat::new(cpu, &w));
+                    Ok(())
+                })?;
+                println!("exl3 core: laid out at {:.2} bytes a cycle", mat.bytes() as f64 / t / hz);
+            }
+        }
+    }
+    Ok(())
 }
 
 /// EXL3: re-laying, decoding into panels, products with few rows and with many, and a whole model of Qwen3-1.7B's sizes.
 fn exl3(cpu: &Cpu, bandwidth: f64) -> Result<()> {
     let threads = cpu.pool().threads() as f64;
     let hz = clock();
-    println!("exl3: cores at {:.2} GHz by a chain of additions", hz / 1e9);
     let report = |what: &str, weights: f64, bits: usize, t: f64| {
         let bytes = weights * bits as f64 / 8.0 / t;
         println!(
@@ -300,6 +374,9 @@ fn main() -> Result<()> {
     let sections: Vec<String> = std::env::args().skip(1).collect();
     let wanted = |name: &str| sections.is_empty() || sections.iter().any(|s| s == name);
     let cpu = Cpu::new(0);
+    if sections == ["exl3-core"] {
+        return exl3_core(cpu.level());
+    }
     let bandwidth = bandwidth::read_bytes_per_second(&cpu, 2 << 30);
     let peak = bandwidth::peak_flops(&cpu);
     println!(

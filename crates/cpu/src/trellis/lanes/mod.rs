@@ -9,6 +9,7 @@ mod x86;
 #[cfg(target_arch = "x86_64")]
 mod x86_512;
 
+use super::acts::nearest;
 use crate::Level;
 
 /// Which implementation of [`Lanes`] to run.
@@ -110,6 +111,23 @@ pub trait Lanes: Copy + Send + Sync + 'static {
     unsafe fn store_split(v: Self::V, to: [*mut u16; 4]);
     /// As [`Lanes::store_split`] for 32-bit values, each a lane of `low` and the same lane of `high`: 32 bytes each.
     unsafe fn store_split_zip(low: Self::V, high: Self::V, to: [*mut u8; 4]);
+    /// Rounds tiles of sixteen activations, times `inverse`, to 16 bits in the order of [`pair`](super::acts::pair);
+    /// returns the sum of the integers.
+    #[inline(always)]
+    unsafe fn round16(x: &[f32], inverse: f32, to: *mut u8) -> i32 {
+        let mut sum = 0;
+        for (t, x) in x.as_chunks::<16>().0.iter().enumerate() {
+            let q = x.map(|x| nearest(x * inverse));
+            sum += q.into_iter().sum::<i32>();
+            let pairs: [[i16; 2]; 8] = std::array::from_fn(|d| {
+                let input = (d & 3) | (d >> 2 << 3);
+                [q[input] as i16, q[input + 4] as i16]
+            });
+            // SAFETY: the caller gives room for as many 16-bit values.
+            unsafe { to.add(32 * t).cast::<[[i16; 2]; 8]>().write_unaligned(pairs) }
+        }
+        sum
+    }
     /// Hints that the cache line at `p` is wanted soon; any address is allowed.
     unsafe fn prefetch(_p: *const u8) {}
 }

@@ -38,6 +38,23 @@ unsafe fn halves(v: __m512i) -> (__m256i, __m256i) {
     unsafe { (_mm512_castsi512_si256(v), _mm512_extracti64x4_epi64::<1>(v)) }
 }
 
+/// `vpdpwssd` as an instruction of its own: left to itself the compiler takes it apart into a product and a sum.
+#[inline]
+#[target_feature(enable = "avx512f,avx512vnni")]
+unsafe fn dot_words(mut acc: __m512i, w: __m512i, x: __m512i) -> __m512i {
+    // SAFETY: the feature is enabled; no memory is touched.
+    unsafe {
+        std::arch::asm!(
+            "vpdpwssd {acc}, {w}, {x}",
+            acc = inout(zmm_reg) acc,
+            w = in(zmm_reg) w,
+            x = in(zmm_reg) x,
+            options(pure, nomem, nostack, preserves_flags)
+        );
+    }
+    acc
+}
+
 // SAFETY comments: every method is covered by the trait's contract: features enabled, pointers valid.
 #[allow(clippy::undocumented_unsafe_blocks)]
 impl Lanes for Avx512 {
@@ -122,8 +139,7 @@ impl Lanes for Avx512 {
     unsafe fn fixed(x: __m512i) -> __m512i {
         unsafe {
             let size = Self::and_xor(x, 0x3ff, 0x760);
-            let n = _mm512_srli_epi16::<10>(Self::and_xor(x, 0x8fff, 0x0b60));
-            let v = _mm512_shldv_epi16(size, _mm512_setzero_si512(), n);
+            let v = _mm512_sllv_epi16(size, Self::and_xor(_mm512_srli_epi16::<10>(x), 3, 2));
             _mm512_mask_sub_epi16(v, _mm512_movepi16_mask(x), _mm512_setzero_si512(), v)
         }
     }
@@ -154,7 +170,7 @@ impl Lanes for Avx512 {
     }
     #[inline(always)]
     unsafe fn dot(acc: __m512i, w: __m512i, pair: *const i16) -> __m512i {
-        unsafe { _mm512_dpwssd_epi32(acc, w, _mm512_set1_epi32(pair.cast::<i32>().read_unaligned())) }
+        unsafe { dot_words(acc, w, _mm512_set1_epi32(pair.cast::<i32>().read_unaligned())) }
     }
     #[inline(always)]
     unsafe fn dot_bytes(acc: __m512i, w: __m512i, x: *const i8) -> __m512i {
@@ -199,6 +215,21 @@ impl Lanes for Avx512 {
             _mm256_storeu_si256(to[1].cast(), o0);
             _mm256_storeu_si256(to[2].cast(), e1);
             _mm256_storeu_si256(to[3].cast(), o1);
+        }
+    }
+    #[inline(always)]
+    unsafe fn round16(x: &[f32], inverse: f32, to: *mut u8) -> i32 {
+        unsafe {
+            let order = _mm512_setr_epi32(0, 1, 2, 3, 8, 9, 10, 11, 4, 5, 6, 7, 12, 13, 14, 15);
+            let mut sum = _mm512_setzero_si512();
+            for (t, x) in x.as_chunks::<16>().0.iter().enumerate() {
+                let q = _mm512_cvtps_epi32(_mm512_mul_ps(_mm512_loadu_ps(x.as_ptr()), _mm512_set1_ps(inverse)));
+                sum = _mm512_add_epi32(sum, q);
+                let (first, second) = halves(_mm512_permutexvar_epi32(order, q));
+                let pairs = _mm256_blend_epi16::<0xaa>(first, _mm256_slli_epi32::<16>(second));
+                _mm256_storeu_si256(to.add(32 * t).cast(), pairs);
+            }
+            _mm512_reduce_add_epi32(sum)
         }
     }
     #[inline(always)]
