@@ -52,7 +52,7 @@ fn halves(cpu: &Cpu, mat: &TrellisMat) -> Vec<u16> {
     out
 }
 
-/// The largest value of vectors made by an independent implementation, decoded by this one on every level.
+/// Tiles that an independent implementation made and decoded, decoded by this one on every level.
 #[test]
 fn published_tiles_bit_for_bit() {
     let text = include_str!("../../../checkpoint/src/weight/testdata/exl3-tiles.txt");
@@ -300,7 +300,7 @@ fn layer(cpu: &Cpu, linear: &Linear, mode: Mode, m: usize) -> f64 {
 fn layers_with_rotations() {
     let mut rng = Rng(6);
     for (rows, cols, block, outputs, inputs) in
-        [(256, 384, 128, 250, 300), (128, 128, 64, 128, 128), (512, 512, 256, 512, 512), (2048, 1024, 1024, 1500, 1024)]
+        [(256, 384, 128, 250, 300), (128, 128, 64, 128, 128), (512, 512, 256, 512, 512), (1024, 1024, 1024, 700, 1024)]
     {
         let scale = |rng: &mut Rng, n| Some(rng.vec(n).into());
         let linear =
@@ -313,7 +313,7 @@ fn layers_with_rotations() {
                 .with_features([outputs, inputs])
                 .unwrap();
         for cpu in levels() {
-            for (mode, m) in [(Mode::Exact, 3), (Mode::Fast, 1), (Mode::Fast, 4), (Mode::Fast, 11), (Mode::Fast, 200)] {
+            for (mode, m) in [(Mode::Exact, 3), (Mode::Fast, 1), (Mode::Fast, 4), (Mode::Fast, 11), (Mode::Fast, 29)] {
                 let d = layer(&cpu, &linear, mode, m);
                 let most = tolerance(Precision::of(&cpu, mode, m));
                 assert!(d < most, "{rows}x{cols}, {mode:?}, {m} rows, {}: {d}", cpu.level());
