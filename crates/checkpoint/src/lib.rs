@@ -27,6 +27,7 @@ pub use dtype::DType;
 pub use error::{Error, Result};
 pub use folder::{EmbeddedFiles, Folder, MadeFiles};
 pub use hub::Hub;
+pub use modules::schemes::scheme_checkpoint;
 pub use modules::{Found, LatentProjection, LatentSizes, Modules, Stored};
 pub use open::Checkpoint;
 pub use progress::Progress;

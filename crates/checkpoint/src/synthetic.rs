@@ -1,16 +1,45 @@
 //! Weights made on demand, of any size, without a file.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
+use std::sync::Mutex;
 
 use half::f16;
 
-use crate::{DType, Error, Result, Tensor, TensorInfo, TensorSource};
+use crate::{Bytes, DType, Error, Result, Tensor, TensorInfo, TensorSource};
 
 /// Tensors computed when they are asked for; the same name and shape always give the same values.
 pub struct Synthetic {
     tensors: Vec<TensorInfo>,
     by_name: HashMap<String, usize>,
     fill: Fill,
+    /// What the tensors are filled with; [`Pattern::Weights`] beyond its end.
+    patterns: Vec<Pattern>,
+    /// The last stacked tensors that were made: each of their slices asks for all of them.
+    stacks: Mutex<VecDeque<(String, Bytes)>>,
+}
+
+/// What a tensor of a quantised module is filled with.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) enum Pattern {
+    /// Floats as a plain model has them.
+    Weights,
+    /// Any bits.
+    Bits,
+    /// Each byte `low` plus the bits of a random byte that `mask` has.
+    Bytes {
+        /// Least byte.
+        low: u8,
+        /// Which bits vary.
+        mask: u8,
+    },
+    /// Floats within a tenth of this.
+    Near(f32),
+    /// Floats of this magnitude, either sign.
+    Signs(f32),
+    /// These bytes again and again.
+    Cycle(Vec<u8>),
+    /// I32 numbers: each `size` elements the next, from 0.
+    Groups(usize),
 }
 
 #[derive(Clone, Copy)]
@@ -39,9 +68,15 @@ impl Synthetic {
         Self::new(tensors, Fill::Random(seed))
     }
 
+    /// Pseudo-random tensors of quantised modules.
+    pub(crate) fn patterned(tensors: Vec<(TensorInfo, Pattern)>, seed: u64) -> Self {
+        let (tensors, patterns) = tensors.into_iter().unzip();
+        Self { patterns, ..Self::new(tensors, Fill::Random(seed)) }
+    }
+
     fn new(tensors: Vec<TensorInfo>, fill: Fill) -> Self {
         let by_name = tensors.iter().enumerate().map(|(i, t)| (t.name.clone(), i)).collect();
-        Self { tensors, by_name, fill }
+        Self { tensors, by_name, fill, patterns: Vec::new(), stacks: Mutex::default() }
     }
 }
 
@@ -52,13 +87,24 @@ impl TensorSource for Synthetic {
 
     fn tensor(&self, name: &str) -> Result<Tensor> {
         let info = self.info(name)?;
-        let data = match info.dtype {
-            DType::BF16 => self.generate::<2>(&info, |v| to_bf16(v).to_le_bytes()),
-            DType::F16 => self.generate::<2>(&info, |v| f16::from_f32(v).to_le_bytes()),
-            DType::F32 => self.generate::<4>(&info, f32::to_le_bytes),
-            found => return Err(Error::DType { name: info.name, expected: "F32, F16 or BF16", found }),
+        let stacked = info.name.contains(STACK);
+        if let (true, Ok(stacks)) = (stacked, self.stacks.lock())
+            && let Some((_, data)) = stacks.iter().find(|(made, _)| made == name)
+        {
+            return Ok(Tensor { data: data.clone(), info });
+        }
+        let pattern = self.by_name.get(name).and_then(|&i| self.patterns.get(i));
+        let data: Bytes = match pattern {
+            None | Some(Pattern::Weights) => self.weights(&info)?.into(),
+            Some(pattern) => self.filled(&info, pattern).into(),
         };
-        Ok(Tensor { data: data.into(), info })
+        if let (true, Ok(mut stacks)) = (stacked, self.stacks.lock()) {
+            stacks.push_back((name.to_owned(), data.clone()));
+            if stacks.len() > MOST_STACKS {
+                stacks.pop_front();
+            }
+        }
+        Ok(Tensor { data, info })
     }
 
     fn info(&self, name: &str) -> Result<TensorInfo> {
@@ -79,6 +125,61 @@ impl TensorSource for Synthetic {
 }
 
 impl Synthetic {
+    /// Floats of any size.
+    fn weights(&self, info: &TensorInfo) -> Result<Vec<u8>> {
+        Ok(match info.dtype {
+            DType::BF16 => self.generate::<2>(info, |v| to_bf16(v).to_le_bytes()),
+            DType::F16 => self.generate::<2>(info, |v| f16::from_f32(v).to_le_bytes()),
+            DType::F32 => self.generate::<4>(info, f32::to_le_bytes),
+            found => {
+                return Err(Error::DType { name: info.name.clone(), expected: "F32, F16 or BF16", found });
+            }
+        })
+    }
+
+    /// The bytes of a tensor by its pattern.
+    fn filled(&self, info: &TensorInfo, pattern: &Pattern) -> Vec<u8> {
+        let seed = if let Fill::Random(seed) = self.fill { mix(seed) } else { 0 };
+        let start = fnv(&info.name) ^ seed;
+        let mut data = vec![0; info.bytes()];
+        let floats = |data: &mut [u8], value: &(dyn Fn(u64) -> f32 + Sync)| {
+            let size = info.dtype.size();
+            in_parallel(data, size, |first, bytes| {
+                for (i, out) in bytes.chunks_exact_mut(size).enumerate() {
+                    let z = mix(start.wrapping_add(((first + i) as u64).wrapping_mul(GOLDEN)));
+                    let v = value(z);
+                    match info.dtype {
+                        DType::F32 => out.copy_from_slice(&v.to_le_bytes()),
+                        DType::F16 => out.copy_from_slice(&f16::from_f32(v).to_le_bytes()),
+                        _ => out.copy_from_slice(&to_bf16(v).to_le_bytes()),
+                    }
+                }
+            });
+        };
+        match pattern {
+            Pattern::Weights => {}
+            Pattern::Bits => random(&mut data, start, |z| z),
+            Pattern::Bytes { low, mask } => {
+                let [low, mask] = [low, mask].map(|b| u64::from_le_bytes([*b; 8]));
+                // No byte overflows into the next: low and mask leave room for each other.
+                random(&mut data, start, |z| (z & mask).wrapping_add(low));
+            }
+            Pattern::Near(value) => {
+                floats(&mut data, &|z| value * (0.9 + 0.2 * ((z >> 40) as i32 as f32 / (1 << 24) as f32)));
+            }
+            Pattern::Signs(value) => floats(&mut data, &|z| if z >> 63 == 0 { *value } else { -value }),
+            Pattern::Cycle(bytes) => {
+                data.iter_mut().zip(bytes.iter().cycle()).for_each(|(to, from)| *to = *from);
+            }
+            Pattern::Groups(size) => {
+                for (i, out) in data.as_chunks_mut::<4>().0.iter_mut().enumerate() {
+                    *out = ((i / size.max(&1)) as i32).to_le_bytes();
+                }
+            }
+        }
+        data
+    }
+
     fn generate<const N: usize>(&self, info: &TensorInfo, store: impl Fn(f32) -> [u8; N] + Sync) -> Vec<u8> {
         let mut data = vec![0; info.elements() * N];
         let (factor, offset) = range(info);
@@ -113,6 +214,22 @@ impl Synthetic {
     }
 }
 
+/// Part of the names of tensors that hold all experts of a layer.
+const STACK: &str = ".switch_mlp.";
+/// Codes, scales and minimums of three matrices.
+const MOST_STACKS: usize = 9;
+
+/// Fills `data` with draws that `map` has changed, eight bytes at a time.
+fn random(data: &mut [u8], start: u64, map: impl Fn(u64) -> u64 + Sync) {
+    in_parallel(data, 8, |first, bytes| {
+        let draw = |i: usize| map(mix(start.wrapping_add(((first + i) as u64 + 1).wrapping_mul(GOLDEN)))).to_le_bytes();
+        let (words, rest) = bytes.as_chunks_mut::<8>();
+        words.iter_mut().enumerate().for_each(|(i, word)| *word = draw(i));
+        let last = draw(words.len());
+        rest.iter_mut().zip(last).for_each(|(to, from)| *to = from);
+    });
+}
+
 /// Bits of the nearest bf16, ties to even; for finite values only.
 fn to_bf16(v: f32) -> u16 {
     let bits = v.to_bits();
@@ -133,7 +250,7 @@ fn range(info: &TensorInfo) -> (f64, f64) {
 const GOLDEN: u64 = 0x9e37_79b9_7f4a_7c15;
 
 /// FNV-1a, 64 bits.
-fn fnv(name: &str) -> u64 {
+pub(crate) fn fnv(name: &str) -> u64 {
     name.bytes().fold(0xcbf2_9ce4_8422_2325, |h, b| (h ^ u64::from(b)).wrapping_mul(0x100_0000_01b3))
 }
 

@@ -71,6 +71,12 @@ impl Config {
         self.object.get(key).filter(|v| !v.is_null())
     }
 
+    /// The same configuration with `key` set.
+    pub fn with(mut self, key: &str, value: Value) -> Self {
+        self.object.insert(key.to_owned(), value);
+        self
+    }
+
     /// All keys and values, in the order of the file.
     pub fn entries(&self) -> &Map<String, Value> {
         &self.object

@@ -14,6 +14,9 @@ mod mlx;
 pub(super) mod mmfp4;
 mod modelopt;
 mod refused;
+mod synthesis;
+
+pub use synthesis::scheme_checkpoint;
 
 use super::{Found, Part};
 use crate::{Config, Result};

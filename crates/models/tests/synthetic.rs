@@ -1,0 +1,87 @@
+//! Made-up checkpoints in every scheme: whole, finite, and of the magnitude that weights have.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // a failing test may panic
+
+mod common;
+
+use common::{BLOCK, root, step};
+use marlin_backend::Backend;
+use marlin_checkpoint::{Checkpoint, Config, Folder, scheme_checkpoint};
+use marlin_cpu::{CpuBackend, CpuOptions};
+use marlin_models::{Architecture, LoadOptions, Model};
+
+const SCHEMES: [(&str, &str); 23] = [
+    ("exl3-3", "exl3"),
+    ("exl3-4-3inst", "exl3"),
+    ("exl3-2.5-mcg", "exl3"),
+    ("fp4", "fp4"),
+    ("mxfp4", "mxfp4"),
+    ("nvfp4", "nvfp4"),
+    ("mlx-2", "mlx"),
+    ("mlx-3", "mlx"),
+    ("mlx-4", "mlx"),
+    ("mlx-5", "mlx"),
+    ("mlx-6", "mlx"),
+    ("mlx-8", "mlx"),
+    ("mlx-mxfp4", "mlx"),
+    ("mlx-nvfp4", "mlx"),
+    ("mlx-mxfp8", "mlx"),
+    ("gptq-2", "gptq"),
+    ("gptq-3", "gptq"),
+    ("gptq-4", "gptq"),
+    ("gptq-8", "gptq"),
+    ("awq", "awq"),
+    ("awq-4", "awq"),
+    ("int8", "compressed-tensors"),
+    ("fp8", "fp8"),
+];
+
+/// A tied model of grouped-query attention, and the one in the repository: latent attention and experts.
+fn configs() -> [Config; 2] {
+    let tied = r#"{"model_type": "qwen3", "hidden_size": 256, "intermediate_size": 384, "num_hidden_layers": 2,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 64, "vocab_size": 512, "rms_norm_eps": 1e-6,
+        "max_position_embeddings": 4096, "tie_word_embeddings": true, "rope_theta": 1e6}"#;
+    [Config::parse("tied", tied).unwrap(), Checkpoint::open(root().join("models/fable-glm4-moe-lite")).unwrap().config]
+}
+
+#[test]
+fn made_up_checkpoints_are_whole_and_run() {
+    for config in configs() {
+        let required = Architecture::parse(&config).unwrap().inventory().required().to_vec();
+        for (scheme, name) in SCHEMES {
+            let (config, store) = scheme_checkpoint(config.clone(), &required, scheme, 7).unwrap();
+            let folder = Folder::Embedded { name: "synthetic", files: &[] };
+            let checkpoint = Checkpoint::from_parts(scheme, config, store, folder).unwrap();
+            let architecture = Architecture::parse(&checkpoint.config).unwrap();
+            let modules = checkpoint.modules().unwrap();
+            let report = architecture.inventory().check(modules.as_ref(), checkpoint.store.as_ref()).unwrap();
+            let quantised = report.modules.iter().filter(|(_, stored)| stored.scheme == name).count();
+            assert!(quantised >= 14, "{scheme}: {quantised} of {}", report.modules.len());
+            for (module, stored) in &report.modules {
+                if let (true, &[rows, cols]) = (stored.scheme == name, stored.features.as_slice())
+                    && !module.ends_with("kv_b_proj")
+                {
+                    let w = modules.linear(module, [rows, cols]).unwrap().build().unwrap().matrix().unwrap();
+                    let square: f64 = w.iter().map(|w| f64::from(*w).powi(2)).sum::<f64>() / w.len() as f64;
+                    let of_wanted = (square * cols as f64).sqrt();
+                    assert!((0.6..1.5).contains(&of_wanted), "{scheme}: {module}: {of_wanted}");
+                }
+            }
+            let b = CpuBackend::new(CpuOptions::default());
+            let model = Model::load(&b, &checkpoint, LoadOptions::default(), &mut |_| {}).unwrap();
+            let kv = b.kv(model.kv_spec(BLOCK, 1)).unwrap();
+            let batch = b.begin(&step(&[1, 2, 3, 5, 8], 0, 5), &kv, None).unwrap();
+            let logits = b.read(&model.forward(&b, &batch, &kv, None).unwrap()).unwrap();
+            assert!(logits.iter().all(|l| l.is_finite()), "{scheme}");
+            assert!(logits.iter().any(|l| l.abs() > 0.01), "{scheme}");
+        }
+    }
+}
+
+#[test]
+fn an_unknown_scheme_names_the_known() {
+    let [config, _] = configs();
+    for scheme in ["exl3", "exl3-9", "exl3-3-2inst", "mlx-7", "gptq-5", "int4", ""] {
+        let error = scheme_checkpoint(config.clone(), &[], scheme, 0).err().unwrap().to_string();
+        assert!(error.starts_with(&format!("scheme {scheme:?}: expected one of exl3-1")), "{error}");
+    }
+}
