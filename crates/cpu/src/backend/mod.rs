@@ -17,6 +17,7 @@ pub use weights::CpuLinear;
 
 use crate::linear::{ActsBuf, ExpertsBuf};
 use crate::ops::{self, RopeStyle};
+use crate::trellis::TrellisActsBuf;
 use crate::{Cpu, DType, Level, Mode};
 use marlin_backend::blocks::{self, Attention, LatentAttention, Mlp, Moe, RouterRule, Scoring};
 use marlin_backend::{
@@ -67,6 +68,7 @@ pub struct CpuBackend {
 struct Scratch {
     /// For inputs as they are, then for inputs that a layer changes.
     acts: Vec<ActsBuf>,
+    trellis: Vec<TrellisActsBuf>,
     experts: ExpertsBuf,
 }
 

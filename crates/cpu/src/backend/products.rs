@@ -5,6 +5,7 @@ use crate::Mode;
 use crate::buffer::Shared;
 use crate::linear::{self, Acts, ActsBuf, Job, Needs, Out, Route};
 use crate::ops;
+use crate::trellis::{Precision, TrellisActs, TrellisActsBuf, TrellisJob, trellis_linears};
 use marlin_backend::{Backend, Error, LinearHandle, Result};
 use std::ops::Range;
 use std::sync::{MutexGuard, PoisonError};
@@ -17,55 +18,129 @@ impl CpuBackend {
         self.scratch.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Each linear of `x`; those with kernels share one parallel region.
+    /// Each linear of `x`; those of a kind share one parallel region.
     pub(super) fn apply(&self, mode: Mode, linears: &[&CpuLinear], x: &Tensor) -> Result<Vec<Tensor>> {
         for w in linears {
             expect("linear", "columns", w.cols(), x.cols)?;
         }
-        let inputs: Vec<Tensor> = linears.iter().map(|w| self.input(&[(w, 0..x.rows)], x)).collect();
+        let parts: Vec<Part<'_>> = linears.iter().map(|w| (*w, 0..x.rows)).collect();
+        if linears.iter().all(|w| w.trellis().is_some()) {
+            let mut out: Vec<Tensor> = linears.iter().map(|w| self.buffers.tensor(x.rows, w.rows())).collect();
+            let to = out
+                .iter_mut()
+                .map(|y| {
+                    let width = y.cols;
+                    Out::new(y.values_mut(), width)
+                })
+                .collect();
+            self.trellis(mode, &parts, x, to, false)?;
+            return Ok(out);
+        }
+        let [mut jobs, mut acts]: [Vec<usize>; 2] = Default::default();
         let mut out = Vec::with_capacity(linears.len());
-        for (w, x) in linears.iter().zip(&inputs) {
+        for (i, part) in parts.iter().enumerate() {
+            let w = part.0;
             out.push(match w.weight()? {
-                Some(_) => self.buffers.tensor(x.rows, w.padded_rows()),
-                None => w.decoded(self, x)?,
+                Some(_) => {
+                    jobs.push(i);
+                    if !w.changes_input() {
+                        acts.push(i);
+                    }
+                    self.buffers.tensor(x.rows, w.padded_rows())
+                }
+                None if w.trellis().is_some() => {
+                    let mut y = self.buffers.tensor(x.rows, w.rows());
+                    self.trellis(mode, &parts[i..=i], x, vec![Out::new(y.values_mut(), w.rows())], false)?;
+                    y
+                }
+                None => {
+                    let y = w.decoded(self, &self.input(&parts[i..=i], x))?;
+                    self.output(&parts[i..=i], y)
+                }
             });
         }
-        let mut scratch = self.scratch();
-        let mut needs = Needs::default();
-        for w in linears {
-            needs = needs.or(w.weight()?.map_or(needs, |w| w.needs()));
+        self.products(mode, linears, x, &jobs, &acts, &mut out)?;
+        for i in jobs.into_iter().filter(|i| linears[*i].changes_output()) {
+            out[i] = self.output(&parts[i..=i], out[i].clone());
         }
+        Ok(out)
+    }
+
+    /// The products of the linears `jobs`, of which `plain` take `x` as it is, in one region.
+    fn products(
+        &self,
+        mode: Mode,
+        linears: &[&CpuLinear],
+        x: &Tensor,
+        jobs: &[usize],
+        plain: &[usize],
+        out: &mut [Tensor],
+    ) -> Result<()> {
+        let needs = |i: usize| Ok::<_, Error>(linears[i].weight()?.map_or(Needs::default(), |w| w.needs()));
+        let own: Vec<usize> = jobs.iter().copied().filter(|i| !plain.contains(i)).collect();
+        let inputs: Vec<Tensor> = own.iter().map(|i| self.input(&[(linears[*i], 0..x.rows)], x)).collect();
+        let mut scratch = self.scratch();
         // Those whose input is changed have activations of their own.
-        while scratch.acts.len() <= linears.len() {
+        while scratch.acts.len() <= own.len() {
             scratch.acts.push(ActsBuf::default());
         }
         let mut bufs = scratch.acts.iter_mut();
         let shared = bufs.next().ok_or_else(|| Error::shape("linears", 1, 0))?;
-        let own: Vec<usize> = (0..linears.len()).filter(|i| linears[*i].changes_input()).collect();
         let mut acts: Vec<Option<Acts<'_>>> = vec![None; linears.len()];
-        for (i, buf) in own.iter().zip(bufs) {
-            let (x, needs) = (&inputs[*i], linears[*i].weight()?.map_or(Needs::default(), |w| w.needs()));
-            acts[*i] = Some(buf.prepare(&self.cpu, mode, needs, x.values(), x.rows, x.cols, x.cols).map_err(shape)?);
+        for ((i, x), buf) in own.iter().zip(&inputs).zip(bufs) {
+            let all = buf.prepare(&self.cpu, mode, needs(*i)?, x.values(), x.rows, x.cols, x.cols);
+            acts[*i] = Some(all.map_err(shape)?);
         }
-        if own.len() < linears.len() {
-            let all = shared.prepare(&self.cpu, mode, needs, x.values(), x.rows, x.cols, x.cols).map_err(shape)?;
-            acts.iter_mut().for_each(|a| *a = Some(a.unwrap_or(all)));
+        if !plain.is_empty() {
+            let all = plain.iter().try_fold(Needs::default(), |all, i| Ok::<_, Error>(all.or(needs(*i)?)))?;
+            let all = shared.prepare(&self.cpu, mode, all, x.values(), x.rows, x.cols, x.cols).map_err(shape)?;
+            plain.iter().for_each(|i| acts[*i] = Some(all));
         }
-        let mut jobs = Vec::with_capacity(linears.len());
-        for ((w, y), acts) in linears.iter().zip(&mut out).zip(&acts) {
+        let mut all = Vec::with_capacity(jobs.len());
+        for ((w, y), acts) in linears.iter().zip(out).zip(&acts) {
             if let (Some(mat), Some(acts)) = (w.weight()?, acts) {
                 let bias = if w.changes_output() { None } else { w.bias() };
-                jobs.push(Job::new(*acts, mat, Out::new(y.values_mut(), mat.rows())).bias(bias));
+                all.push(Job::new(*acts, mat, Out::new(y.values_mut(), mat.rows())).bias(bias));
             }
         }
-        linear::linears(&self.cpu, &jobs).map_err(shape)?;
-        drop(jobs);
-        let finished = linears.iter().zip(out).map(|(w, y)| match w.weight() {
-            Ok(Some(_)) if !w.changes_output() => Ok(y),
-            Ok(_) => Ok(self.output(&[(w, 0..y.rows)], y)),
-            Err(e) => Err(e),
-        });
-        finished.collect()
+        linear::linears(&self.cpu, &all).map_err(shape)
+    }
+
+    /// Rows of `x` through trellis layers, each to its own output (or added to it), in one region. Layers behind the same
+    /// rotation, on the same rows, share their activations.
+    fn trellis(&self, mode: Mode, parts: &[Part<'_>], x: &Tensor, out: Vec<Out<'_>>, add: bool) -> Result<()> {
+        let mut scratch = self.scratch();
+        while scratch.trellis.len() < parts.len() {
+            scratch.trellis.push(TrellisActsBuf::default());
+        }
+        let mut acts: Vec<TrellisActs<'_>> = Vec::with_capacity(parts.len());
+        let mut bufs = scratch.trellis.iter_mut();
+        for (i, (w, rows)) in parts.iter().enumerate() {
+            let Some((mat, [before, _])) = w.trellis() else {
+                return Err(Error::shape("trellis", "a trellis", w.name()));
+            };
+            let same = |(j, (other, some)): (usize, &Part<'_>)| {
+                let alike = some == rows && other.padded_cols() == w.padded_cols() && other.same_input(w);
+                alike.then_some(j)
+            };
+            if let Some(j) = parts[..i].iter().enumerate().find_map(same) {
+                acts.push(acts[j]);
+                continue;
+            }
+            let buf = bufs.next().ok_or_else(|| Error::shape("trellis", parts.len(), i))?;
+            let precision = Precision::of(&self.cpu, mode, rows.len());
+            let from = &x.values()[rows.start * x.cols..rows.end * x.cols];
+            let prepared = buf.prepare(&self.cpu, precision, before, from, rows.len(), x.cols, x.cols, mat.cols());
+            acts.push(prepared.map_err(shape)?);
+        }
+        let mut jobs = Vec::with_capacity(parts.len());
+        for (((w, _), acts), out) in parts.iter().zip(&acts).zip(out) {
+            if let Some((mat, [_, after])) = w.trellis() {
+                let job = TrellisJob::new(*acts, mat, out).rotation(after).width(w.rows()).bias(w.bias()).add(add);
+                jobs.push(job);
+            }
+        }
+        trellis_linears(&self.cpu, &jobs).map_err(shape)
     }
 
     /// The rows padded and transformed for the layers they pass through, all of the same sizes; `x` itself if nothing
@@ -112,10 +187,15 @@ impl CpuBackend {
 
     /// `h + linear(x)`.
     pub(super) fn residual(&self, w: &CpuLinear, x: &Tensor, mut h: Tensor) -> Result<Tensor> {
-        let Some(mat) = w.plain()? else { return self.add(h, &self.one(w, x)?) };
-        expect("linear", "columns", mat.cols(), x.cols)?;
+        expect("linear", "columns", w.cols(), x.cols)?;
         expect("linear", "rows", x.rows, h.rows)?;
-        expect("linear", "outputs", mat.rows(), h.cols)?;
+        expect("linear", "outputs", w.rows(), h.cols)?;
+        if w.trellis().is_some() {
+            let out = Out::new(h.values_mut(), w.rows());
+            self.trellis(self.mode, &[(w, 0..x.rows)], x, vec![out], true)?;
+            return Ok(h);
+        }
+        let Some(mat) = w.plain()? else { return self.add(h, &self.one(w, x)?) };
         let mut scratch = self.scratch();
         let acts = scratch.first().prepare(&self.cpu, self.mode, mat.needs(), x.values(), x.rows, x.cols, x.cols);
         let out = Out::new(h.values_mut(), mat.rows());
@@ -215,6 +295,19 @@ impl CpuBackend {
     /// Rows of `x` through the layers they belong to, all of the same features.
     fn parts(&self, parts: &[Part<'_>], x: &Tensor) -> Result<Tensor> {
         let Some((first, _)) = parts.first() else { return Ok(self.buffers.tensor(0, 0)) };
+        if parts.iter().all(|(w, _)| w.trellis().is_some()) {
+            let width = first.rows();
+            let mut out = self.buffers.tensor(x.rows, width);
+            let mut rest = out.values_mut();
+            let mut each = Vec::with_capacity(parts.len());
+            for (_, rows) in parts {
+                let (now, later) = rest.split_at_mut(rows.len() * width);
+                rest = later;
+                each.push(Out::new(now, width));
+            }
+            self.trellis(self.mode, parts, x, each, false)?;
+            return Ok(out);
+        }
         let sizes = |w: &CpuLinear| [w.padded_cols(), w.padded_rows()];
         let mut alike = true;
         let mut needs = Needs::default();

@@ -1,9 +1,11 @@
-//! Weights as the kernels want them: dense ones straight from the checkpoint's bytes, grouped ones re-laid in tiles,
-//! others through their reference decoder, some rows at a time.
+//! Weights as the kernels want them: dense ones straight from the checkpoint's bytes, grouped and trellis ones re-laid
+//! once, what has no kernel through its reference decoder, some rows at a time.
 
 use super::{CpuBackend, Tensor, shape};
 use crate::grouped::GroupedMat;
 use crate::linear::{Job, Out, Tiles, W, linears};
+use crate::ops::hadamard::{MAX_BLOCK, Rotation};
+use crate::trellis::TrellisMat;
 use crate::{DType, Mat, Mode, ops};
 use marlin_backend::{Error, LinearHandle, Result};
 use marlin_checkpoint::{Bytes, InputTransform, Linear, OutputTransform, Weight};
@@ -27,6 +29,7 @@ pub struct CpuLinear {
 enum Kind {
     Dense { data: Bytes, dtype: DType },
     Grouped(Box<GroupedMat>),
+    Trellis(TrellisMat),
     Decoded(Box<Weight>),
 }
 
@@ -71,8 +74,17 @@ impl CpuLinear {
                 Some(mat) => Kind::Grouped(Box::new(mat)),
                 None => decoded(b, &name, Weight::Packed(weight))?,
             },
-            weight @ Weight::Trellis(_) => decoded(b, &name, weight)?,
+            Weight::Trellis(weight) => match (rotation(&input, &output), weight.rows() * weight.cols()) {
+                (Some(_), 1..) => Kind::Trellis(TrellisMat::new(&b.cpu, &weight)),
+                _ => decoded(b, &name, Weight::Trellis(weight))?,
+            },
         };
+        for (side, scale) in [("input", input_scale(&input)), ("output", output_scale(&output))] {
+            if let Some(i) = scale.iter().position(|v| !v.is_finite()) {
+                let why = format!("{side} scale {i} is {}; the checkpoint is damaged", scale[i]);
+                return Err(marlin_checkpoint::Error::invalid(name, why).into());
+            }
+        }
         Ok(Self { name, rows, cols, padded, bias, input, output, kind, whole: OnceLock::new() })
     }
 
@@ -83,13 +95,21 @@ impl CpuLinear {
                 Some(Mat::new(data, *dtype, self.padded[0], self.padded[1]).map_err(shape)?.into())
             }
             Kind::Grouped(mat) => Some(Tiles::all(mat).into()),
-            Kind::Decoded(_) => None,
+            Kind::Trellis(_) | Kind::Decoded(_) => None,
         })
     }
 
     /// The matrix if it is all there is to the layer, but perhaps for a bias.
     pub(super) fn plain(&self) -> Result<Option<W<'_>>> {
         if self.changes_input() || self.changes_output() { Ok(None) } else { self.weight() }
+    }
+
+    /// The trellis, and the rotations before and after it.
+    pub(super) fn trellis(&self) -> Option<(&TrellisMat, [Option<Rotation<'_>>; 2])> {
+        match &self.kind {
+            Kind::Trellis(mat) => Some((mat, rotation(&self.input, &self.output)?)),
+            _ => None,
+        }
     }
 
     /// The tiles of a layer that is nothing else.
@@ -108,6 +128,17 @@ impl CpuLinear {
     /// Whether outputs are transformed or cut.
     pub(super) fn changes_output(&self) -> bool {
         !matches!(self.output, OutputTransform::None) || self.rows != self.padded[0]
+    }
+
+    /// Whether the other layer's inputs are transformed in the same way.
+    pub(super) fn same_input(&self, other: &Self) -> bool {
+        match (&self.input, &other.input) {
+            (InputTransform::None, InputTransform::None) => true,
+            (InputTransform::Hadamard { block: a, .. }, InputTransform::Hadamard { block: b, .. }) => {
+                a == b && input_scale(&self.input) == input_scale(&other.input)
+            }
+            _ => false,
+        }
     }
 
     /// Outputs of the matrix, padding included.
@@ -152,20 +183,21 @@ impl CpuLinear {
         Mat::new(bytes, DType::F32, self.rows, self.cols).map_err(shape)
     }
 
-    /// The layer's values, transforms folded in.
+    /// The layer's values, transforms folded in: what it makes of unit vectors.
     fn matrix(&self, b: &CpuBackend) -> Result<Vec<f32>> {
-        let [rows, cols] = self.padded;
-        let mut whole = vec![0.0; rows * cols];
-        for (row, out) in whole.chunks_exact_mut(cols.max(1)).enumerate() {
-            self.matrix_row(b, row, out)?;
-            self.input.fold(out);
-        }
+        const UNITS: usize = 256;
         let mut matrix = vec![0.0; self.rows * self.cols];
-        let mut column = vec![0.0; rows];
-        for c in 0..self.cols {
-            column.iter_mut().enumerate().for_each(|(r, v)| *v = whole[r * cols + c]);
-            self.output.apply(&mut column);
-            column[..self.rows].iter().enumerate().for_each(|(r, v)| matrix[r * self.cols + c] = *v);
+        for first in (0..self.cols).step_by(UNITS) {
+            let count = UNITS.min(self.cols - first);
+            let mut units = b.buffers.tensor(count, self.cols);
+            units.values_mut().fill(0.0);
+            (0..count).for_each(|i| units.values_mut()[i * self.cols + first + i] = 1.0);
+            let columns = b.apply(Mode::Exact, &[self], &units)?;
+            for (i, column) in columns.iter().flat_map(|y| y.values().chunks_exact(self.rows.max(1))).enumerate() {
+                for (r, v) in column.iter().enumerate() {
+                    matrix[r * self.cols + first + i] = v - self.bias.as_ref().map_or(0.0, |bias| bias[r]);
+                }
+            }
         }
         Ok(matrix)
     }
@@ -181,6 +213,7 @@ impl CpuLinear {
                 mat.row(b.cpu.level(), row, out);
                 Ok(())
             }
+            Kind::Trellis(_) => Err(Error::Unsupported { op: "embed", why: format!("{} is a trellis", self.name) }),
             Kind::Decoded(weight) => Ok(weight.dequantize_row(row, out)?),
         }
     }
@@ -197,7 +230,7 @@ impl CpuLinear {
         if let Some(W::Dense(mat)) = self.plain()? {
             return ops::embed(&b.cpu, mat, tokens, out.values_mut()).map_err(shape);
         }
-        if self.changes_output() {
+        if self.changes_output() || matches!(self.kind, Kind::Trellis(_)) {
             // Rows of the layer are mixed by what follows the matrix.
             return ops::embed(&b.cpu, self.whole(b)?, tokens, out.values_mut()).map_err(shape);
         }
@@ -255,6 +288,38 @@ impl CpuLinear {
                 .map_err(shape)?;
         }
         Ok(whole)
+    }
+}
+
+/// The transforms as rotations, if they are such.
+fn rotation<'a>(input: &'a InputTransform, output: &'a OutputTransform) -> Option<[Option<Rotation<'a>>; 2]> {
+    let fits = |block: usize| (2..=MAX_BLOCK).contains(&block);
+    let rotation = |block: usize, scale: &'a Option<std::sync::Arc<[f32]>>| {
+        fits(block).then(|| Some(Rotation { block, scale: scale.as_deref() }))
+    };
+    let before = match input {
+        InputTransform::None => None,
+        InputTransform::Permutation(_) => return None,
+        InputTransform::Hadamard { scale, block } => rotation(*block, scale)?,
+    };
+    let after = match output {
+        OutputTransform::None => None,
+        OutputTransform::Hadamard { scale, block } => rotation(*block, scale)?,
+    };
+    Some([before, after])
+}
+
+fn input_scale(input: &InputTransform) -> &[f32] {
+    match input {
+        InputTransform::Hadamard { scale: Some(scale), .. } => scale,
+        _ => &[],
+    }
+}
+
+fn output_scale(output: &OutputTransform) -> &[f32] {
+    match output {
+        OutputTransform::Hadamard { scale: Some(scale), .. } => scale,
+        _ => &[],
     }
 }
 

@@ -157,34 +157,43 @@ impl Kernel for Unpack<'_> {
 
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
-        let size = step_bytes(self.bits);
+        // A constant number of bits in each arm, so that each is code of its own.
         // SAFETY: the fields' promises.
         unsafe {
-            let each = |bits: u32, table: Option<S::V>| {
-                for step in 0..self.steps {
-                    let from = self.codes.add(step * size);
-                    for line in 0..self.bits as usize {
-                        S::prefetch(from.wrapping_add(AHEAD + 64 * line));
-                    }
-                    let v = codes::<S>(bits, from);
-                    let to = self.panel.add(step * PAIR_STEP);
-                    for (i, mut v) in v.into_iter().enumerate() {
-                        if let Some(table) = table {
-                            v = S::look_up(table, v);
-                        }
-                        S::store_bytes(to.add(64 * i), v);
-                    }
-                }
-            };
             match (self.bits, self.table) {
-                (4, Some(table)) => each(4, Some(S::table(table.as_ptr()))),
-                (2, _) => each(2, None),
-                (3, _) => each(3, None),
-                (4, _) => each(4, None),
-                (5, _) => each(5, None),
-                (6, _) => each(6, None),
-                (7, _) => each(7, None),
-                _ => each(8, None),
+                (4, Some(table)) => self.each::<S>(4, Some(S::table(table.as_ptr()))),
+                (2, _) => self.each::<S>(2, None),
+                (3, _) => self.each::<S>(3, None),
+                (4, _) => self.each::<S>(4, None),
+                (5, _) => self.each::<S>(5, None),
+                (6, _) => self.each::<S>(6, None),
+                (7, _) => self.each::<S>(7, None),
+                _ => self.each::<S>(8, None),
+            }
+        }
+    }
+}
+
+impl Unpack<'_> {
+    #[inline(always)]
+    unsafe fn each<S: Simd>(&self, bits: u32, table: Option<S::V>) {
+        let size = step_bytes(bits);
+        // SAFETY: the fields' promises.
+        unsafe {
+            for step in 0..self.steps {
+                let from = self.codes.add(step * size);
+                for line in 0..bits as usize {
+                    S::prefetch(from.wrapping_add(AHEAD + 64 * line));
+                }
+                let v = codes::<S>(bits, from);
+                let to = self.panel.add(step * PAIR_STEP);
+                for i in 0..8 {
+                    let v = match table {
+                        Some(table) => S::look_up(table, v[i]),
+                        None => v[i],
+                    };
+                    S::store_bytes(to.add(64 * i), v);
+                }
             }
         }
     }

@@ -23,8 +23,11 @@ pub(crate) unsafe fn codes<S: Simd>(bits: u32, p: *const u8) -> [S::V; 8] {
             6 => twos_above::<S>(fours::<S>(p), p.add(256)),
             7 => ones::<S, 6>(twos_above::<S>(fours::<S>(p), p.add(256)), p.add(384)),
             _ => {
-                let v = |i: usize| S::bytes(p.add(64 * i));
-                [v(0), v(1), v(2), v(3), v(4), v(5), v(6), v(7)]
+                let mut v = [S::bytes(p); 8];
+                for i in 1..8 {
+                    v[i] = S::bytes(p.add(64 * i));
+                }
+                v
             }
         }
     }
@@ -34,8 +37,7 @@ pub(crate) unsafe fn codes<S: Simd>(bits: u32, p: *const u8) -> [S::V; 8] {
 unsafe fn fours<S: Simd>(p: *const u8) -> [S::V; 8] {
     // SAFETY: the caller vouches for 256 bytes.
     unsafe {
-        let v = |i: usize| S::bytes(p.add(64 * i));
-        let [a, b, c, d] = [v(0), v(1), v(2), v(3)];
+        let (a, b, c, d) = (S::bytes(p), S::bytes(p.add(64)), S::bytes(p.add(128)), S::bytes(p.add(192)));
         [
             S::field::<0, 15>(a),
             S::field::<4, 15>(a),
