@@ -6,6 +6,8 @@ mod files;
 mod names;
 mod pre_tokenizer;
 mod rows;
+#[cfg(test)]
+mod tests;
 mod tokenizer;
 mod vocabulary;
 
