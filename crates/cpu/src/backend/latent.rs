@@ -157,14 +157,17 @@ fn per_head(
     n: usize,
     out: &mut [f32],
 ) -> Result<()> {
-    let mut scratch = b.scratch();
-    let acts = scratch.first();
     match w.tiles() {
         Some(tiles) if from == 0 && w.rows() == heads * n && n.is_multiple_of(ROWS) => {
+            let mut scratch = b.scratch();
+            let acts = scratch.first();
             linear::per_head_tiles(&b.cpu, b.mode, x, x_ld, rows, heads, tiles, n, acts, out).map_err(shape)
         }
         _ => {
+            // Decoding takes the scratch memory too, so it comes first.
             let w = w.whole(b)?;
+            let mut scratch = b.scratch();
+            let acts = scratch.first();
             linear::per_head(&b.cpu, b.mode, x, x_ld, rows, heads, w, from, n, acts, out).map_err(shape)
         }
     }
