@@ -1,5 +1,6 @@
 //! Measures the kernels on this machine: `cargo run --release --example kernels -- [section ...]`, where a section is
-//! `gemv`, `gemm`, `attention`, `pool`, `exl3` or nothing for all (and `exl3-core`, one core without memory). Every rate is printed with its share of what was measured
+//! `gemv`, `gemm`, `attention`, `pool`, `exl3` or nothing for all (and alone: `exl3-core`, one core without memory;
+//! `exl3-model`, the layers of a model). Every rate is printed with its share of what was measured
 //! as the machine's own.
 
 use marlin_checkpoint::weight::Codebook;
@@ -324,47 +325,54 @@ fn exl3(cpu: &Cpu, bandwidth: f64) -> Result<()> {
             }
         }
     }
-    whole_model(cpu)
+    exl3_model(cpu)
 }
 
-/// Every linear layer of Qwen3-1.7B (28 layers and the head) at 3 bits, the head at 6, rotations included.
-fn whole_model(cpu: &Cpu) -> Result<()> {
-    const LAYERS: usize = 28;
-    let make = |n, k, bits| trellis(n, k, bits, Codebook::Mul1).map(|w| TrellisMat::new(cpu, &w));
-    let shapes = [(2048, 2048), (1024, 2048), (1024, 2048), (2048, 2048), (6144, 2048), (6144, 2048), (2048, 6144)];
-    let mats: Vec<TrellisMat> =
-        (0..LAYERS).flat_map(|_| shapes).filter_map(|(n, k)| make(n, k, 3)).chain(make(151_936, 2048, 6)).collect();
-    let scale = vec![0.75f32; 151_936];
+/// Every linear layer of Qwen3-1.7B (28 layers and the head) at 3 bits, the head at 6, rotations included: the sum of the
+/// best times of its parts, so short that another process's turn does not fall into all of their runs.
+fn exl3_model(cpu: &Cpu) -> Result<()> {
+    const SHAPES: [(usize, usize, usize, f64); 5] = [
+        (2048, 2048, 3, 56.0),
+        (1024, 2048, 3, 56.0),
+        (6144, 2048, 3, 56.0),
+        (2048, 6144, 3, 28.0),
+        (151_936, 2048, 6, 1.0),
+    ];
+    let scale = vec![0.75f32; 8192];
     let rotation = |n: usize| Some(Rotation { block: 128, scale: Some(&scale[..n]) });
     for m in [1, 4, 512] {
         let precision = Precision::of(cpu, Mode::Fast, m);
-        let x: Vec<f32> = (0..m * 6144).map(|i| (i as f32 * 0.37).sin()).collect();
-        let mut outs: Vec<Vec<f32>> = (0..3).map(|_| vec![0.0f32; m * 6144]).collect();
-        let mut head = vec![0.0f32; m.min(4) * 151_936];
-        let mut bufs: Vec<TrellisActsBuf> = (0..3).map(|_| TrellisActsBuf::default()).collect();
-        let t = best(if m == 1 { 10 } else { 3 }, || {
-            for layer in 0..LAYERS {
-                for group in [0..3, 3..4, 4..6, 6..7] {
-                    let mats = &mats[layer * 7 + group.start..layer * 7 + group.end];
-                    let mut jobs = Vec::new();
-                    for ((w, out), buf) in mats.iter().zip(&mut outs).zip(&mut bufs) {
-                        let k = w.cols();
-                        let acts = buf.prepare(cpu, precision, rotation(k), &x, m, k, k, k)?;
-                        let job = TrellisJob::new(acts, w, Out::new(out, w.rows()));
-                        jobs.push(job.rotation(rotation(w.rows())));
-                    }
-                    trellis_linears(cpu, &jobs)?;
-                }
+        let (mut total, mut inputs, mut work) = (0.0, 0.0, 0.0);
+        for (n, k, bits, count) in SHAPES {
+            if m > 4 && bits == 6 {
+                continue; // a prefill asks for the logits of one row
             }
-            let (w, rows) = (&mats[mats.len() - 1], m.min(4));
-            let acts = bufs[0].prepare(cpu, Precision::Int16, rotation(2048), &x, rows, 2048, 2048, 2048)?;
-            let job = TrellisJob::new(acts, w, Out::new(&mut head, w.rows()));
-            trellis_linears(cpu, &[job.rotation(rotation(w.rows()))])
-        })?;
+            // A part of the outputs, in several copies.
+            let part = if m > 4 { 512 } else { n.min(4096) };
+            let Some(w) = trellis(part, k, bits, Codebook::Mul1) else { continue };
+            let mats: Vec<TrellisMat> = (0..8).map(|_| TrellisMat::new(cpu, &w)).collect();
+            let x: Vec<f32> = (0..m * k).map(|i| (i as f32 * 0.37).sin()).collect();
+            let mut out = vec![0.0f32; m * part];
+            let mut buf = TrellisActsBuf::default();
+            let t = best(100, || buf.prepare(cpu, precision, rotation(k), &x, m, k, k, k).map(|_| ()))?;
+            inputs += t * count;
+            let acts = buf.prepare(cpu, precision, rotation(k), &x, m, k, k, k)?;
+            let mut fastest = f64::INFINITY;
+            for w in mats.iter().cycle().take(if m > 4 { 200 } else { 800 }) {
+                let job = [TrellisJob::new(acts, w, Out::new(&mut out, part)).rotation(rotation(part))];
+                let start = Instant::now();
+                trellis_linears(cpu, &job)?;
+                fastest = fastest.min(start.elapsed().as_secs_f64());
+            }
+            total += fastest * count * n as f64 / part as f64;
+            work += (n * k * m) as f64 * count;
+        }
         println!(
-            "exl3 Qwen3-1.7B, 3 bits, head 6 bits, m={m}: {:.1} ms for all linear layers, {:.1} tokens/s",
-            t * 1e3,
-            m as f64 / t
+            "exl3 Qwen3-1.7B m={m}: {:.2} ms of products ({:.1} G multiply-adds/s) and {:.2} ms of inputs, {:.1} tokens/s",
+            total * 1e3,
+            work / total / 1e9,
+            inputs * 1e3,
+            m as f64 / (total + inputs)
         );
     }
     Ok(())
@@ -376,6 +384,9 @@ fn main() -> Result<()> {
     let cpu = Cpu::new(0);
     if sections == ["exl3-core"] {
         return exl3_core(cpu.level());
+    }
+    if sections == ["exl3-model"] {
+        return exl3_model(&cpu);
     }
     let bandwidth = bandwidth::read_bytes_per_second(&cpu, 2 << 30);
     let peak = bandwidth::peak_flops(&cpu);

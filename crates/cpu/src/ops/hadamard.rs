@@ -174,6 +174,7 @@ impl Rotate {
         // SAFETY: the fields' promises; `side` is a square.
         unsafe {
             let x = self.x.add(at);
+            let mut v = [S::zero(); 16];
             if !self.before.is_null() {
                 for i in 0..16 {
                     let p = x.add(16 * i);
@@ -181,7 +182,6 @@ impl Rotate {
                 }
             }
             S::transpose(x.cast_const().cast(), 16, side.cast(), 16);
-            let mut v = [S::zero(); 16];
             for i in 0..16 {
                 v[i] = S::load(side.add(16 * i));
             }

@@ -196,27 +196,6 @@ struct Round<'a> {
     acts: TrellisActs<'a>,
 }
 
-/// The largest and the sum of magnitudes; the sum is not a number where any value is none.
-#[inline(always)]
-fn measure(x: &[f32]) -> (f32, f32) {
-    let (mut most, mut sum) = ([0.0f32; 16], [0.0f32; 16]);
-    for x in x.as_chunks::<16>().0 {
-        for l in 0..16 {
-            let v = x[l].abs();
-            most[l] = if v > most[l] { v } else { most[l] };
-            sum[l] += v;
-        }
-    }
-    // By halves: a chain over the lanes would take longer than all of the above.
-    for half in [8, 4, 2, 1] {
-        for l in 0..half {
-            most[l] = if most[l + half] > most[l] { most[l + half] } else { most[l] };
-            sum[l] += sum[l + half];
-        }
-    }
-    (most[0], sum[0])
-}
-
 /// To the nearest integer, ties to even, for magnitudes below 2^22.
 #[inline(always)]
 pub(super) fn nearest(v: f32) -> i32 {
@@ -226,8 +205,9 @@ pub(super) fn nearest(v: f32) -> i32 {
 
 /// The scale of a block and its inverse: zeros give zero, and what is not finite gives no number.
 #[inline(always)]
-fn scale_of(x: &[f32], most: f32, most_sum: f32) -> (f32, f32) {
-    let (largest, sum) = measure(x);
+unsafe fn scale_of<L: Lanes>(x: &[f32], most: f32, most_sum: f32) -> (f32, f32) {
+    // SAFETY: the caller enabled the features.
+    let (largest, sum) = unsafe { L::measure(x) };
     let scale = (largest / most).max(sum / most_sum);
     if !sum.is_finite() {
         (f32::NAN, 0.0)
@@ -256,12 +236,12 @@ impl LanesKernel for Round<'_> {
                 let (scale, sum);
                 if block == BLOCK16 {
                     let inverse;
-                    (scale, inverse) = scale_of(x, 32_767.0, MOST16);
+                    (scale, inverse) = scale_of::<L>(x, 32_767.0, MOST16);
                     sum = L::round16(x, inverse, self.to.add(b * BLOCK16 * 2));
                 } else {
                     let inverse;
-                    (scale, inverse) = scale_of(x, 127.0, f32::INFINITY);
-                    sum = round8(x, inverse, self.to.add(b * BLOCK8));
+                    (scale, inverse) = scale_of::<L>(x, 127.0, f32::INFINITY);
+                    sum = L::round8(x, inverse, self.to.add(b * BLOCK8));
                 }
                 *scales.add(b) = scale;
                 *sums.add(b) = sum;
@@ -270,20 +250,6 @@ impl LanesKernel for Round<'_> {
             *to_row(total.cast()).cast::<f32>() = weighted;
         }
     }
-}
-
-#[inline(always)]
-unsafe fn round8(x: &[f32], inverse: f32, to: *mut u8) -> i32 {
-    let mut sum = [0i32; 16];
-    for (t, x) in x.as_chunks::<16>().0.iter().enumerate() {
-        let q = x.map(|x| nearest(x * inverse));
-        for l in 0..16 {
-            sum[l] = sum[l].wrapping_add(q[l]);
-        }
-        // SAFETY: the caller gives room for a block.
-        unsafe { to.add(16 * t).cast::<[i8; 16]>().write_unaligned(q.map(|q| q as i8)) }
-    }
-    sum.into_iter().fold(0, i32::wrapping_add)
 }
 
 const _: () = {

@@ -111,6 +111,38 @@ pub trait Lanes: Copy + Send + Sync + 'static {
     unsafe fn store_split(v: Self::V, to: [*mut u16; 4]);
     /// As [`Lanes::store_split`] for 32-bit values, each a lane of `low` and the same lane of `high`: 32 bytes each.
     unsafe fn store_split_zip(low: Self::V, high: Self::V, to: [*mut u8; 4]);
+    /// The largest and the sum of the magnitudes of tiles of sixteen activations; the sum is not finite where any of them
+    /// is not.
+    #[inline(always)]
+    unsafe fn measure(x: &[f32]) -> (f32, f32) {
+        let (mut most, mut sum) = ([0.0f32; 16], [0.0f32; 16]);
+        for x in x.as_chunks::<16>().0 {
+            for l in 0..16 {
+                let v = x[l].abs();
+                most[l] = if v > most[l] { v } else { most[l] };
+                sum[l] += v;
+            }
+        }
+        for half in [8, 4, 2, 1] {
+            for l in 0..half {
+                most[l] = if most[l + half] > most[l] { most[l + half] } else { most[l] };
+                sum[l] += sum[l + half];
+            }
+        }
+        (most[0], sum[0])
+    }
+    /// Rounds tiles of sixteen activations, times `inverse`, to 8 bits; returns the sum of the integers.
+    #[inline(always)]
+    unsafe fn round8(x: &[f32], inverse: f32, to: *mut u8) -> i32 {
+        let mut sum = 0;
+        for (t, x) in x.as_chunks::<16>().0.iter().enumerate() {
+            let q = x.map(|x| nearest(x * inverse));
+            sum += q.into_iter().sum::<i32>();
+            // SAFETY: the caller gives room for as many bytes.
+            unsafe { to.add(16 * t).cast::<[i8; 16]>().write_unaligned(q.map(|q| q as i8)) }
+        }
+        sum
+    }
     /// Rounds tiles of sixteen activations, times `inverse`, to 16 bits in the order of [`pair`](super::acts::pair);
     /// returns the sum of the integers.
     #[inline(always)]

@@ -218,6 +218,29 @@ impl Lanes for Avx512 {
         }
     }
     #[inline(always)]
+    unsafe fn measure(x: &[f32]) -> (f32, f32) {
+        unsafe {
+            let (mut most, mut sum) = (_mm512_setzero_ps(), _mm512_setzero_ps());
+            for x in x.as_chunks::<16>().0 {
+                let v = _mm512_abs_ps(_mm512_loadu_ps(x.as_ptr()));
+                (most, sum) = (_mm512_max_ps(v, most), _mm512_add_ps(sum, v));
+            }
+            (_mm512_reduce_max_ps(most), _mm512_reduce_add_ps(sum))
+        }
+    }
+    #[inline(always)]
+    unsafe fn round8(x: &[f32], inverse: f32, to: *mut u8) -> i32 {
+        unsafe {
+            let mut sum = _mm512_setzero_si512();
+            for (t, x) in x.as_chunks::<16>().0.iter().enumerate() {
+                let q = _mm512_cvtps_epi32(_mm512_mul_ps(_mm512_loadu_ps(x.as_ptr()), _mm512_set1_ps(inverse)));
+                sum = _mm512_add_epi32(sum, q);
+                _mm_storeu_si128(to.add(16 * t).cast(), _mm512_cvtepi32_epi8(q));
+            }
+            _mm512_reduce_add_epi32(sum)
+        }
+    }
+    #[inline(always)]
     unsafe fn round16(x: &[f32], inverse: f32, to: *mut u8) -> i32 {
         unsafe {
             let order = _mm512_setr_epi32(0, 1, 2, 3, 8, 9, 10, 11, 4, 5, 6, 7, 12, 13, 14, 15);
