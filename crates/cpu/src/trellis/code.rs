@@ -77,11 +77,8 @@ impl Code for Mul1 {
     #[inline(always)]
     unsafe fn bytes<L: Lanes>(first: L::V, second: L::V) -> L::V {
         unsafe {
-            let halve = |s| {
-                let (low, high) = product::<L>(s, Mul1::BY);
-                L::average(low, high)
-            };
-            let (a, b) = (halve(first), halve(second));
+            let ((a0, a1), (b0, b1)) = (product::<L>(first, Mul1::BY), product::<L>(second, Mul1::BY));
+            let (a, b) = (L::average(a0, a1), L::average(b0, b1));
             // Each with its bytes the other way round: (upper of a, lower of b).
             L::average(L::bytes_of(a, b), L::funnel(b, a, 8))
         }
@@ -130,8 +127,8 @@ impl<const BY: u32, const PLUS: u32> Code for Halves<BY, PLUS> {
     unsafe fn bytes<L: Lanes>(first: L::V, second: L::V) -> L::V {
         unsafe {
             // To nearest (no sum comes near the largest integer), and from signed to unsigned.
-            let up = |s| L::add_const(Self::weights::<L>(s), 0x8080);
-            L::upper_bytes(up(first), up(second))
+            let (first, second) = (Self::weights::<L>(first), Self::weights::<L>(second));
+            L::upper_bytes(L::add_const(first, 0x8080), L::add_const(second, 0x8080))
         }
     }
     #[inline(always)]

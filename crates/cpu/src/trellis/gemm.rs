@@ -161,13 +161,17 @@ impl LanesKernel for MultiplyWords<'_> {
         let mut row = 0;
         // SAFETY: the fields' promises.
         unsafe {
-            while row + 4 <= self.0.x.m {
+            // As many as there are registers for.
+            while L::ISA.is_wide() && row + 4 <= self.0.x.m {
                 self.rows::<L, 4>(row);
                 row += 4;
             }
-            while row < self.0.x.m {
+            while row + 2 <= self.0.x.m {
+                self.rows::<L, 2>(row);
+                row += 2;
+            }
+            if row < self.0.x.m {
                 self.rows::<L, 1>(row);
-                row += 1;
             }
         }
     }

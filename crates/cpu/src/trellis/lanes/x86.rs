@@ -18,10 +18,18 @@ pub unsafe fn run<K: LanesKernel>(kernel: K) -> K::Out {
 
 type V = [__m256i; 2];
 
+/// The same on both registers; no closure, since one that is not inlined would lack the features.
 macro_rules! both {
     (|$($v:ident),+| $body:expr) => {{
-        let one = |$($v: __m256i),+| $body;
-        [one($($v[0]),+), one($($v[1]),+)]
+        let first = {
+            $(let $v = $v[0];)+
+            $body
+        };
+        let second = {
+            $(let $v = $v[1];)+
+            $body
+        };
+        [first, second]
     }};
 }
 
@@ -42,6 +50,23 @@ unsafe fn to_f16(low: __m256, high: __m256) -> __m256i {
 unsafe fn halves(v: __m256i) -> (__m128i, __m128i) {
     // SAFETY: as above.
     unsafe { (_mm256_castsi256_si128(v), _mm256_extracti128_si256::<1>(v)) }
+}
+
+/// `(1024 + v) * k + c` of eight words.
+#[inline(always)]
+unsafe fn affine(v: __m128i, k: f32, c: f32) -> __m256 {
+    // SAFETY: as above.
+    unsafe {
+        let h = _mm256_add_epi32(_mm256_cvtepu16_epi32(v), _mm256_set1_epi32(1024));
+        _mm256_fmadd_ps(_mm256_cvtepi32_ps(h), _mm256_set1_ps(k), _mm256_set1_ps(c))
+    }
+}
+
+/// Sums of eight `f16`.
+#[inline(always)]
+unsafe fn sum(a: __m128i, b: __m128i) -> __m256 {
+    // SAFETY: as above.
+    unsafe { _mm256_add_ps(_mm256_cvtph_ps(a), _mm256_cvtph_ps(b)) }
 }
 
 // SAFETY comments: every method is covered by the trait's contract: features enabled, pointers valid.
@@ -137,24 +162,18 @@ impl Lanes for Avx2 {
     #[inline(always)]
     unsafe fn affine_f16(v: V, k: f32, c: f32) -> V {
         unsafe {
-            let (k, c) = (_mm256_set1_ps(k), _mm256_set1_ps(c));
-            let one = |v: __m128i| {
-                let h = _mm256_add_epi32(_mm256_cvtepu16_epi32(v), _mm256_set1_epi32(1024));
-                _mm256_fmadd_ps(_mm256_cvtepi32_ps(h), k, c)
-            };
             both!(|v| {
                 let (low, high) = halves(v);
-                to_f16(one(low), one(high))
+                to_f16(affine(low, k, c), affine(high, k, c))
             })
         }
     }
     #[inline(always)]
     unsafe fn add_f16(a: V, b: V) -> V {
         unsafe {
-            let one = |a, b| _mm256_add_ps(_mm256_cvtph_ps(a), _mm256_cvtph_ps(b));
             both!(|a, b| {
                 let ((a0, a1), (b0, b1)) = (halves(a), halves(b));
-                to_f16(one(a0, b0), one(a1, b1))
+                to_f16(sum(a0, b0), sum(a1, b1))
             })
         }
     }

@@ -38,6 +38,23 @@ unsafe fn halves(v: __m512i) -> (__m256i, __m256i) {
     unsafe { (_mm512_castsi512_si256(v), _mm512_extracti64x4_epi64::<1>(v)) }
 }
 
+/// `(1024 + v) * k + c` of sixteen words.
+#[inline(always)]
+unsafe fn affine(v: __m256i, k: f32, c: f32) -> __m512 {
+    // SAFETY: as above.
+    unsafe {
+        let h = _mm512_add_epi32(_mm512_cvtepu16_epi32(v), _mm512_set1_epi32(1024));
+        _mm512_fmadd_ps(_mm512_cvtepi32_ps(h), _mm512_set1_ps(k), _mm512_set1_ps(c))
+    }
+}
+
+/// Sums of sixteen `f16`.
+#[inline(always)]
+unsafe fn sum(a: __m256i, b: __m256i) -> __m512 {
+    // SAFETY: as above.
+    unsafe { _mm512_add_ps(_mm512_cvtph_ps(a), _mm512_cvtph_ps(b)) }
+}
+
 /// `vpdpwssd` as an instruction of its own: left to itself the compiler takes it apart into a product and a sum.
 #[inline]
 #[target_feature(enable = "avx512f,avx512vnni")]
@@ -146,21 +163,15 @@ impl Lanes for Avx512 {
     #[inline(always)]
     unsafe fn affine_f16(v: __m512i, k: f32, c: f32) -> __m512i {
         unsafe {
-            let (k, c) = (_mm512_set1_ps(k), _mm512_set1_ps(c));
-            let one = |v: __m256i| {
-                let h = _mm512_add_epi32(_mm512_cvtepu16_epi32(v), _mm512_set1_epi32(1024));
-                _mm512_fmadd_ps(_mm512_cvtepi32_ps(h), k, c)
-            };
             let (low, high) = halves(v);
-            to_f16(one(low), one(high))
+            to_f16(affine(low, k, c), affine(high, k, c))
         }
     }
     #[inline(always)]
     unsafe fn add_f16(a: __m512i, b: __m512i) -> __m512i {
         unsafe {
             let ((a0, a1), (b0, b1)) = (halves(a), halves(b));
-            let one = |a, b| _mm512_add_ps(_mm512_cvtph_ps(a), _mm512_cvtph_ps(b));
-            to_f16(one(a0, b0), one(a1, b1))
+            to_f16(sum(a0, b0), sum(a1, b1))
         }
     }
 
