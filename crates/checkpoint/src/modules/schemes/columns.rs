@@ -292,3 +292,48 @@ fn exchange<const N: usize>(square: &mut [[u32; N]; 8]) {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Speed on one core: `cargo test --release -p marlin-checkpoint unpacking_speed -- --ignored --nocapture`.
+    #[test]
+    #[ignore = "a measurement"]
+    fn unpacking_speed() {
+        let [rows, cols] = [4096, 14336];
+        let orders: [(&str, u32, Order); 6] = [
+            ("gptq-4", 4, Order::Down),
+            ("gptq-3", 3, Order::Down),
+            ("gptq-4 act-order", 4, Order::Sorted((0..cols as u32).map(|i| i * 5 % cols as u32).collect())),
+            ("gptq-3 act-order", 3, Order::Sorted((0..cols as u32).map(|i| i * 5 % cols as u32).collect())),
+            ("gptq-8 act-order", 8, Order::Sorted((0..cols as u32).map(|i| i * 5 % cols as u32).collect())),
+            ("awq", 4, Order::Across([0, 2, 4, 6, 1, 3, 5, 7])),
+        ];
+        for (name, bits, order) in orders {
+            let bytes = |n: usize| Bytes::from((0..n).map(|i| (i * 31) as u8).collect::<Vec<_>>());
+            let groups = cols / 128;
+            let zeros = bytes(groups * rows * bits as usize / 8);
+            let across = matches!(order, Order::Across(_));
+            let weight = Columns {
+                shape: [rows, cols],
+                bits,
+                codes: bytes(rows * cols * bits as usize / 8),
+                order,
+                scales: bytes(groups * rows * 2),
+                kind: ScaleType::F16,
+                group: 128,
+                zeros: if across { Zeros::Across(zeros) } else { Zeros::Stream { words: zeros, add: 1 } },
+            };
+            let weight = weight.check().unwrap();
+            for step in [16, 64, 256] {
+                let start = std::time::Instant::now();
+                for from in (0..rows).step_by(step) {
+                    std::hint::black_box(weight.unpack(from..from + step).unwrap());
+                }
+                let speed = weight.bytes() as f64 / start.elapsed().as_secs_f64() / 1e9;
+                println!("{name}, {step} rows at a time: {speed:.2} GB/s");
+            }
+        }
+    }
+}
