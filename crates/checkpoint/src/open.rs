@@ -3,6 +3,8 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use serde_json::Value;
+
 use crate::container::gguf::{GgufFile, is_gguf, models};
 use crate::container::{INDEX_NAME, SINGLE_NAME};
 use crate::folder::EmbeddedFiles;
@@ -80,8 +82,23 @@ impl Checkpoint {
     pub fn modules(&self) -> Result<Arc<dyn Modules>> {
         Ok(match &self.gguf {
             Some(file) => Arc::new(Gguf::new(file, &self.config)?),
-            None => Arc::new(HuggingFace::new(self.store.clone(), self.config.clone())),
+            None => Arc::new(HuggingFace::new(self.store.clone(), self.settings()?)),
         })
+    }
+
+    /// The configuration, with the settings of the quantisation from a file of their own where older quantisers wrote them.
+    fn settings(&self) -> Result<Config> {
+        let config = self.config.clone();
+        if config.get("quantization_config").is_some() || config.get("quantization").is_some() {
+            return Ok(config);
+        }
+        for name in ["quantize_config.json", "quantization_config.json"] {
+            if let Some(text) = self.folder.text(name)? {
+                let settings = Config::object(self.folder.describe(name), &text)?;
+                return Ok(config.with("quantization_config", Value::Object(settings.entries().clone())));
+            }
+        }
+        Ok(config)
     }
 
     fn small(folder: Folder) -> Result<(Config, GenerationConfig, Folder)> {
