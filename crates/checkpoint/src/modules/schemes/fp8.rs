@@ -69,6 +69,11 @@ fn block(config: &Config) -> Result<Option<(usize, usize)>> {
     };
     let found = settings.get("weight_block_size").or_else(|| weights("block_structure"));
     let Some(value) = found else { return Ok(None) };
+    // Early versions wrote "128x128".
+    let written = value.as_str().and_then(|text| text.split_once('x'));
+    if let Some((Ok(rows @ 1..), Ok(cols @ 1..))) = written.map(|(r, c)| (r.parse::<usize>(), c.parse::<usize>())) {
+        return Ok(Some((rows, cols)));
+    }
     let size = |i: usize| value.get(i)?.as_u64().and_then(|n| usize::try_from(n).ok()).filter(|n| *n > 0);
     match (size(0), size(1), value.as_array().map(Vec::len)) {
         (Some(rows), Some(cols), Some(2)) => Ok(Some((rows, cols))),
