@@ -34,6 +34,9 @@ pub trait MadeFiles: Debug + Send + Sync {
     /// What they are made from, for messages.
     fn origin(&self) -> &str;
 
+    /// Whether there is a file `name`.
+    fn contains(&self, name: &str) -> bool;
+
     /// The text of the file `name`, or `None` if there is no such file.
     fn text(&self, name: &str) -> Result<Option<String>>;
 }
@@ -66,8 +69,7 @@ impl Folder {
         match self {
             Self::Disk(folder) => folder.join(name).is_file(),
             Self::Embedded { .. } => self.embedded(name).is_some(),
-            // What cannot be made says why when it is asked for.
-            Self::Made(files) => files.text(name).map_or(true, |text| text.is_some()),
+            Self::Made(files) => files.contains(name),
         }
     }
 

@@ -106,6 +106,44 @@ fn logits_agree_with_llama_cpp() {
     }
 }
 
+/// Windows of 512 ids every 256; of every window but the first only the new half is scored.
+fn perplexity(path: &Path, ids: &[u32]) -> f64 {
+    let b = exact();
+    let model = load(&b, path);
+    let vocab = model.info().vocab;
+    let (mut sum, mut scored) = (0.0, 0);
+    for begin in (0..ids.len() - 256).step_by(256) {
+        let window = &ids[begin..ids.len().min(begin + 512)];
+        let all = logits(&b, &model, window);
+        let first = if begin == 0 { 1 } else { 256 };
+        for i in first..window.len() {
+            let row = &all[(i - 1) * vocab..i * vocab];
+            let total = row.iter().map(|l| f64::from(*l).exp()).sum::<f64>().ln();
+            sum += total - f64::from(row[window[i] as usize]);
+            scored += 1;
+        }
+    }
+    assert_eq!(scored, ids.len() - 1);
+    (sum / f64::from(u32::try_from(scored).unwrap())).exp()
+}
+
+#[test]
+fn perplexity_agrees_with_llama_cpp() {
+    if files().is_empty() {
+        return;
+    }
+    let folder = root().join("../shared/interop");
+    let manifest = std::fs::read_to_string(folder.join("manifest.json")).unwrap();
+    let manifest: serde_json::Value = serde_json::from_str(&manifest).unwrap();
+    for file in ["gguf/fable-llama-Q3_K_M.gguf", "gguf/fable-glm4-moe-lite-Q4_K_M.gguf"] {
+        let entry = manifest["entries"].as_array().unwrap().iter().find(|e| e["path"] == file).unwrap();
+        let expected = entry["runs"]["kv_f32"]["ppl"].as_f64().unwrap();
+        let found = perplexity(&folder.join(file), &ids("heldout-8000.i32"));
+        println!("{file}: {found:.4}, llama.cpp {expected:.4}");
+        assert!((found / expected - 1.0).abs() < 0.003, "{file}: {found} {expected}");
+    }
+}
+
 #[test]
 fn backends_agree() {
     for path in files() {

@@ -39,6 +39,16 @@ impl MadeFiles for GgufFolder {
         self.file.metadata.file()
     }
 
+    fn contains(&self, name: &str) -> bool {
+        match name {
+            "config.json" => true,
+            "chat_template.jinja" => self.file.metadata.get("tokenizer.chat_template").is_some(),
+            // What cannot be made says why when it is asked for.
+            "tokenizer.json" | "tokenizer_config.json" => self.vocabulary().map_or(true, |found| found.is_some()),
+            _ => false,
+        }
+    }
+
     fn text(&self, name: &str) -> Result<Option<String>> {
         Ok(match name {
             "config.json" => Some(Value::Object(self.config.entries().clone()).to_string()),

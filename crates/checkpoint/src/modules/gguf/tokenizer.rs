@@ -1,18 +1,57 @@
 //! The `tokenizer.json` that a GGUF file's vocabulary amounts to.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 
+use serde::Serialize;
 use serde_json::{Map, Value, json};
 
 use super::pre_tokenizer::PreTokenizer;
 use super::vocabulary::{TokenKind, Vocabulary};
 use crate::{Error, Result};
 
+/// Longest token (bytes) that is cut in two in every way: no trained vocabulary has longer ones.
+const LONGEST: usize = 1024;
+
+/// A `tokenizer.json`. Written from the file's own texts: as a tree of JSON values a large vocabulary would take hundreds
+/// of megabytes.
+#[derive(Serialize)]
+struct Json<'a> {
+    version: &'static str,
+    added_tokens: Value,
+    normalizer: Value,
+    pre_tokenizer: Value,
+    post_processor: Value,
+    decoder: Value,
+    model: Model<'a>,
+}
+
+/// The model of a [`Json`]: what is not named here has its default.
+#[derive(Serialize)]
+struct Model<'a> {
+    r#type: &'static str,
+    unk_token: Option<&'a str>,
+    fuse_unk: bool,
+    byte_fallback: bool,
+    ignore_merges: bool,
+    vocab: BTreeMap<&'a str, usize>,
+    merges: Vec<(&'a str, &'a str)>,
+}
+
+/// What a kind of tokenizer decides.
+struct Parts<'a> {
+    normalizer: Value,
+    pre_tokenizer: Value,
+    decoder: Value,
+    model: Model<'a>,
+    /// Whether texts begin with a token for that, unless the file says.
+    add_bos: bool,
+}
+
 /// The text of a `tokenizer.json` for these tokens.
 pub(super) fn tokenizer(vocabulary: &Vocabulary) -> Result<String> {
     let refuse = |why: String| Error::invalid(format!("{} (tokenizer)", vocabulary.metadata.file()), why);
-    let mut parts = match vocabulary.model {
-        "gpt2" => byte_level(vocabulary).map_err(refuse)?,
+    let parts = match vocabulary.model {
+        "gpt2" => byte_level(vocabulary, refuse)?,
         "llama" => sentence_piece(vocabulary)?,
         other => {
             return Err(refuse(format!(
@@ -22,87 +61,84 @@ pub(super) fn tokenizer(vocabulary: &Vocabulary) -> Result<String> {
     };
     let bos = affix(vocabulary, "add_bos_token", "bos", parts.add_bos)?;
     let eos = affix(vocabulary, "add_eos_token", "eos", false)?;
-    parts.json.insert("version".to_owned(), "1.0".into());
-    parts.json.insert("added_tokens".to_owned(), added(vocabulary));
-    parts.json.insert("post_processor".to_owned(), template(bos, eos));
-    Ok(Value::Object(parts.json).to_string())
-}
-
-/// What a kind of tokenizer decides.
-struct Parts {
-    /// `normalizer`, `pre_tokenizer`, `decoder`, `model`.
-    json: Map<String, Value>,
-    /// Whether texts begin with a token for that, unless the file says.
-    add_bos: bool,
+    let json = Json {
+        version: "1.0",
+        added_tokens: added(vocabulary),
+        normalizer: parts.normalizer,
+        pre_tokenizer: parts.pre_tokenizer,
+        post_processor: template(bos, eos),
+        decoder: parts.decoder,
+        model: parts.model,
+    };
+    serde_json::to_string(&json).map_err(|e| refuse(e.to_string()))
 }
 
 /// Ids by text; of two equal texts the first counts.
-fn ids<'a>(vocabulary: &Vocabulary<'a>) -> HashMap<&'a str, usize> {
-    let mut ids = HashMap::with_capacity(vocabulary.len());
+fn ids<'a>(vocabulary: &Vocabulary<'a>) -> BTreeMap<&'a str, usize> {
+    let mut ids = BTreeMap::new();
     for (id, (text, _)) in vocabulary.tokens().enumerate() {
         ids.entry(text).or_insert(id);
     }
     ids
 }
 
-fn vocab(ids: &HashMap<&str, usize>) -> Value {
-    ids.iter().map(|(text, id)| ((*text).to_owned(), Value::from(*id))).collect::<Map<_, _>>().into()
-}
-
-fn object(value: Value) -> Map<String, Value> {
-    if let Value::Object(map) = value { map } else { Map::new() }
-}
-
 /// Byte-level BPE: pairs are merged in the order of a list.
-fn byte_level(vocabulary: &Vocabulary) -> std::result::Result<Parts, String> {
-    let say = |e: Error| e.to_string();
-    let rule = PreTokenizer::find(vocabulary.metadata.text("tokenizer.ggml.pre").map_err(say)?)?;
-    let merges = vocabulary.metadata.array("tokenizer.ggml.merges").map_err(say)?;
-    let merges = merges.and_then(|array| array.texts());
-    let merges = merges.ok_or("key \"tokenizer.ggml.merges\": expected an array of strings, found none")?;
-    let mut pairs = Vec::new();
-    for merge in merges {
+fn byte_level<'a>(vocabulary: &Vocabulary<'a>, refuse: impl Fn(String) -> Error) -> Result<Parts<'a>> {
+    const MERGES: &str = "tokenizer.ggml.merges";
+    let rule = PreTokenizer::find(vocabulary.metadata.text("tokenizer.ggml.pre")?).map_err(&refuse)?;
+    let all = vocabulary.metadata.array(MERGES)?.and_then(|array| array.texts());
+    let all = all.ok_or_else(|| vocabulary.metadata.wrong(MERGES, "an array of strings"))?;
+    let mut merges = Vec::new();
+    for merge in all {
         // The first part may itself begin with a space.
         let second = merge.char_indices().skip(1).find(|(_, c)| *c == ' ').map(|(at, _)| at);
-        let at = second.ok_or_else(|| format!("merge {merge:?} is not two texts with a space between"))?;
-        pairs.push(json!([merge[..at], merge[at + 1..]]));
+        let at = second.ok_or_else(|| refuse(format!("merge {merge:?} is not two texts with a space between")))?;
+        merges.push((&merge[..at], &merge[at + 1..]));
     }
-    let json = object(json!({
-        "normalizer": rule.normalizer,
-        "pre_tokenizer": rule.pre_tokenizer,
-        "decoder": { "type": "ByteLevel", "add_prefix_space": true, "trim_offsets": true, "use_regex": true },
-        "model": {
-            "type": "BPE", "dropout": null, "unk_token": null, "continuing_subword_prefix": null,
-            "end_of_word_suffix": null, "fuse_unk": false, "byte_fallback": false,
-            "ignore_merges": rule.ignore_merges, "vocab": vocab(&ids(vocabulary)), "merges": pairs
-        }
-    }));
-    Ok(Parts { json, add_bos: rule.add_bos })
+    let model = Model {
+        r#type: "BPE",
+        unk_token: None,
+        fuse_unk: false,
+        byte_fallback: false,
+        ignore_merges: rule.ignore_merges,
+        vocab: ids(vocabulary),
+        merges,
+    };
+    Ok(Parts {
+        normalizer: rule.normalizer,
+        pre_tokenizer: rule.pre_tokenizer,
+        decoder: json!({ "type": "ByteLevel", "add_prefix_space": true, "trim_offsets": true, "use_regex": true }),
+        model,
+        add_bos: rule.add_bos,
+    })
 }
 
 /// SentencePiece's BPE: of all neighbours those are merged first whose union has the greatest score. As a list of merges:
 /// every way to cut every token in two tokens, in the order of scores.
-fn sentence_piece(vocabulary: &Vocabulary) -> Result<Parts> {
+fn sentence_piece<'a>(vocabulary: &Vocabulary<'a>) -> Result<Parts<'a>> {
     const SCORES: &str = "tokenizer.ggml.scores";
     let metadata = vocabulary.metadata;
     let expected = || metadata.wrong(SCORES, format!("{} numbers, one for each token", vocabulary.len()));
     let scores = metadata.array(SCORES)?.and_then(|array| array.numbers()).filter(|all| all.len() == vocabulary.len());
     let scores = scores.ok_or_else(expected)?;
-    let ids = ids(vocabulary);
+    let vocab = ids(vocabulary);
     let mut cuts: Vec<(f64, usize, usize, &str, &str)> = Vec::new();
     for ((text, kind), score) in vocabulary.tokens().zip(&scores) {
-        if !matches!(kind, TokenKind::Normal) {
+        if kind != TokenKind::Normal {
             continue;
+        }
+        if text.len() > LONGEST {
+            let why = format!("a token of {} bytes; expected at most {LONGEST}", text.len());
+            return Err(Error::invalid(format!("{} (tokenizer)", metadata.file()), why));
         }
         for (at, _) in text.char_indices().skip(1) {
             let (left, right) = text.split_at(at);
-            if let (Some(&l), Some(&r)) = (ids.get(left), ids.get(right)) {
+            if let (Some(&l), Some(&r)) = (vocab.get(left), vocab.get(right)) {
                 cuts.push((*score, l, r, left, right));
             }
         }
     }
     cuts.sort_by(|a, b| b.0.total_cmp(&a.0).then((a.1, a.2).cmp(&(b.1, b.2))));
-    let merges: Vec<Value> = cuts.iter().map(|cut| json!([cut.3, cut.4])).collect();
     let space = metadata.bool("tokenizer.ggml.add_space_prefix")?.unwrap_or(true);
     let mut normalizers = vec![json!({ "type": "Replace", "pattern": { "String": " " }, "content": "\u{2581}" })];
     let mut decoders = vec![
@@ -114,18 +150,22 @@ fn sentence_piece(vocabulary: &Vocabulary) -> Result<Parts> {
         normalizers.insert(0, json!({ "type": "Prepend", "prepend": "\u{2581}" }));
         decoders.push(json!({ "type": "Strip", "content": " ", "start": 1, "stop": 0 }));
     }
-    let bytes = vocabulary.tokens().any(|(_, kind)| kind == TokenKind::Byte);
-    let json = object(json!({
-        "normalizer": { "type": "Sequence", "normalizers": normalizers },
-        "pre_tokenizer": null,
-        "decoder": { "type": "Sequence", "decoders": decoders },
-        "model": {
-            "type": "BPE", "dropout": null, "unk_token": vocabulary.named("unknown")?,
-            "continuing_subword_prefix": null, "end_of_word_suffix": null, "fuse_unk": true, "byte_fallback": bytes,
-            "ignore_merges": false, "vocab": vocab(&ids), "merges": merges
-        }
-    }));
-    Ok(Parts { json, add_bos: true })
+    let model = Model {
+        r#type: "BPE",
+        unk_token: vocabulary.named("unknown")?,
+        fuse_unk: true,
+        byte_fallback: vocabulary.tokens().any(|(_, kind)| kind == TokenKind::Byte),
+        ignore_merges: false,
+        vocab,
+        merges: cuts.iter().map(|cut| (cut.3, cut.4)).collect(),
+    };
+    Ok(Parts {
+        normalizer: json!({ "type": "Sequence", "normalizers": normalizers }),
+        pre_tokenizer: Value::Null,
+        decoder: json!({ "type": "Sequence", "decoders": decoders }),
+        model,
+        add_bos: true,
+    })
 }
 
 /// The token that texts begin or end with: its text and id.
