@@ -1,12 +1,13 @@
 //! Measures the kernels on this machine: `cargo run --release --example kernels -- [section ...]`, where a section is
-//! `gemv`, `gemm`, `attention`, `pool`, `exl3` or nothing for all (and alone: `exl3-core`, one core without memory;
+//! `gemv`, `gemm`, `attention`, `pool`, `grouped`, `exl3` or nothing for all (and alone: `exl3-core`, one core without memory;
 //! `exl3-model`, the layers of a model). Every rate is printed with its share of what was measured
 //! as the machine's own.
 
-use marlin_checkpoint::weight::Codebook;
-use marlin_checkpoint::{DType as StoredType, Tensor, TensorInfo, Trellis};
+use marlin_checkpoint::weight::{Codebook, ScaleTree, ScaleType, Scales, ValueMap, Zero};
+use marlin_checkpoint::{DType as StoredType, Grouped, Tensor, TensorInfo, Trellis};
 use marlin_cpu::attention::{KvShape, LatentShape, Sequence, Span, attention, latent_attention};
-use marlin_cpu::linear::{ActsBuf, Job, Needs, Out, linears};
+use marlin_cpu::grouped::GroupedMat;
+use marlin_cpu::linear::{ActsBuf, Job, Needs, Out, Tiles, linears};
 use marlin_cpu::ops::hadamard::Rotation;
 use marlin_cpu::trellis::{Precision, TrellisActsBuf, TrellisJob, TrellisMat, trellis_linears};
 use marlin_cpu::{Cpu, DType, Level, Mat, Mode, Result, bandwidth};
@@ -136,6 +137,66 @@ fn attention_of_models(cpu: &Cpu, bandwidth: f64, peak: (f64, f64)) -> Result<()
                 "latent attention {mode:?} {rows} rows, context 1000: {:.0} us, {:.0} GFLOP/s",
                 t * 1e6,
                 flops / t / 1e9
+            );
+        }
+    }
+    Ok(())
+}
+
+/// Matrices of the common formats' layouts.
+fn grouped_matrix(cpu: &Cpu, name: &str, n: usize, k: usize) -> Result<GroupedMat> {
+    let scales = |kind: ScaleType, group: usize, byte: u8| {
+        let bytes = n * k.div_ceil(group) * kind.bits() / 8;
+        Scales::new(kind, n, k, (1, group), vec![byte; bytes].into())
+    };
+    let integer = |zero| ValueMap::Integer(Zero::Constant(zero));
+    let make = || {
+        let f16 = |group| Ok::<_, marlin_checkpoint::Error>(ScaleTree::flat(scales(ScaleType::F16, group, 0x24)?));
+        let (bits, map, scale, minimum) = match name {
+            "q4_0" => (4, integer(8), f16(32)?, None),
+            "fp4" => (4, ValueMap::E2M1, f16(128)?, None),
+            "mxfp4" => (4, ValueMap::E2M1, ScaleTree::flat(scales(ScaleType::E8M0, 32, 120)?), None),
+            "mlx4" => (4, integer(0), f16(64)?, Some(f16(64)?)),
+            "q8_0" => (8, integer(128), f16(32)?, None),
+            _ => {
+                let (inner, outer) = (scales(ScaleType::I8, 16, 20)?, scales(ScaleType::F16, 256, 0x14)?);
+                (6, integer(32), ScaleTree::nested(inner, outer), None)
+            }
+        };
+        let codes: Vec<u8> = (0..n * k * bits as usize / 8).map(|i| (i * 37 >> 3) as u8).collect();
+        Grouped::new([n, k], bits, codes.into(), map, scale, minimum)
+    };
+    let bad = |_| marlin_cpu::Error { op: "grouped", what: "a matrix", expected: 1, found: 0 };
+    let mat = GroupedMat::from_grouped(cpu, name, &make().map_err(bad)?).ok().flatten();
+    mat.ok_or(marlin_cpu::Error { op: "grouped", what: "a matrix", expected: 1, found: 0 })
+}
+
+fn grouped(cpu: &Cpu, bandwidth: f64) -> Result<()> {
+    let (n, k) = (6144, 2048);
+    for name in ["q4_0", "fp4", "mxfp4", "mlx4", "q8_0", "q6_k"] {
+        let one = grouped_matrix(cpu, name, n, k)?;
+        let copies = (400_000_000 / one.layout().bytes()).max(1);
+        let all = (0..copies).map(|_| grouped_matrix(cpu, name, n, k)).collect::<Result<Vec<_>>>()?;
+        for m in [1, 4, 32, 512] {
+            let x: Vec<f32> = (0..m * k).map(|i| (i % 17) as f32 - 8.0).collect();
+            let mut out = vec![0.0f32; m * n];
+            let mut buf = ActsBuf::default();
+            let used = if m > 8 { 1 } else { copies };
+            let needs = Needs { bf16: false, bytes: true };
+            let t = best(4, || {
+                for w in &all[..used] {
+                    let acts = buf.prepare(cpu, Mode::Fast, needs, &x, m, k, k)?;
+                    linears(cpu, &[Job::new(acts, Tiles::all(w), Out::new(&mut out, n))])?;
+                }
+                Ok(())
+            })?;
+            let rate = (used * one.layout().bytes()) as f64 / t;
+            println!(
+                "grouped {name} m={m:<3} {n}x{k}: {:.1} GB/s ({:.0}%), {:.0} G weights/s, {:.0} GMAC/s",
+                rate / 1e9,
+                100.0 * rate / bandwidth,
+                (used * n * k) as f64 / t / 1e9,
+                (used * m * n * k) as f64 / t / 1e9
             );
         }
     }
@@ -406,6 +467,9 @@ fn main() -> Result<()> {
     }
     if wanted("gemv") {
         gemv(&cpu, bandwidth)?;
+    }
+    if wanted("grouped") {
+        grouped(&cpu, bandwidth)?;
     }
     if wanted("gemm") {
         gemm(&cpu, peak)?;

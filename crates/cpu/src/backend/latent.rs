@@ -158,7 +158,7 @@ fn per_head(
     out: &mut [f32],
 ) -> Result<()> {
     match w.tiles() {
-        Some(tiles) if from == 0 && w.rows() == heads * n && n.is_multiple_of(ROWS) => {
+        Some(tiles) if from == 0 && w.rows() == heads * n && n.is_multiple_of(2 * ROWS) => {
             let mut scratch = b.scratch();
             let acts = scratch.first();
             linear::per_head_tiles(&b.cpu, b.mode, x, x_ld, rows, heads, tiles, n, acts, out).map_err(shape)

@@ -46,8 +46,7 @@ impl Kernel for Values<'_> {
         let mut numbers = Decoded::new();
         // SAFETY: the fields' promises.
         unsafe {
-            let head = self.w.tile(self.tile);
-            let record = head.add(layout.head + self.record * layout.record());
+            let (head, record) = (self.w.head(self.tile), self.w.record(self.tile, self.record));
             Decode { layout, head, record, folded: false, out: &mut numbers }.run::<S>();
             let zero = f32::from(layout.mapping.zero());
             for step in 0..layout.steps(self.record) {

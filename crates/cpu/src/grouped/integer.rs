@@ -102,6 +102,83 @@ unsafe fn cell<S: Simd, const MR: usize, const WIDE: bool, const HALF: bool, con
     }
 }
 
+/// One row of activations against one record of two tiles, straight from the codes: for a matrix-vector product, where
+/// unpacking into memory would be most of the work.
+struct Single<'a, const HALF: bool, const AFFINE: bool> {
+    bits: u32,
+    table: Option<&'a [u8; 16]>,
+    codes: [*const u8; 2],
+    cell: Cell<'a>,
+}
+
+impl<const HALF: bool, const AFFINE: bool> Single<'_, HALF, AFFINE> {
+    #[inline(always)]
+    unsafe fn each<S: Simd>(&self, bits: u32, table: Option<S::V>) {
+        let c = &self.cell;
+        let size = step_bytes(bits);
+        // SAFETY: the fields' promises.
+        unsafe {
+            let mut y = [S::load(c.y), S::load(c.y.add(LANES))];
+            for step in 0..c.steps {
+                let scale_x = S::splat(*c.scales.add(step));
+                for t in 0..2 {
+                    let from = self.codes[t].add(step * size);
+                    for line in 0..bits as usize {
+                        S::prefetch(from.wrapping_add(AHEAD + 64 * line));
+                    }
+                    let v = codes::<S>(bits, from);
+                    let pieces = if HALF { 2 } else { 1 };
+                    for half in 0..pieces {
+                        let piece = 2 * step + half;
+                        // Two sums, so that products wait less for each other; integers add up in any order.
+                        let mut acc = [S::splat_i32(c.starts.add(piece)), S::no_sums()];
+                        for i in 0..8 / pieces {
+                            let q = half * 4 + i;
+                            let v = match table {
+                                Some(table) => S::look_up(table, v[q]),
+                                None => v[q],
+                            };
+                            acc[i % 2] = S::dot_bytes::<false>(acc[i % 2], v, c.x.add(step * STEP + 4 * q));
+                        }
+                        let g = if HALF { piece } else { step >> c.shift };
+                        let factor = S::mul(S::load(c.numbers[t].scale.get_unchecked(g).as_ptr()), scale_x);
+                        y[t] = S::fma(S::to_f32(S::add_sums(acc[0], acc[1])), factor, y[t]);
+                        if AFFINE {
+                            let minimum = S::load(c.numbers[t].minimum.get_unchecked(g).as_ptr());
+                            let at = c.products.add(piece);
+                            let sum = if HALF { *at } else { *at + *at.add(1) };
+                            y[t] = S::fma(minimum, S::splat(sum), y[t]);
+                        }
+                    }
+                }
+            }
+            S::store(c.y, y[0]);
+            S::store(c.y.add(LANES), y[1]);
+        }
+    }
+}
+
+impl<const HALF: bool, const AFFINE: bool> Kernel for Single<'_, HALF, AFFINE> {
+    type Out = ();
+
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self) {
+        // SAFETY: the fields' promises.
+        unsafe {
+            match (self.bits, self.table) {
+                (4, Some(table)) => self.each::<S>(4, Some(S::table(table.as_ptr()))),
+                (2, _) => self.each::<S>(2, None),
+                (3, _) => self.each::<S>(3, None),
+                (4, _) => self.each::<S>(4, None),
+                (5, _) => self.each::<S>(5, None),
+                (6, _) => self.each::<S>(6, None),
+                (7, _) => self.each::<S>(7, None),
+                _ => self.each::<S>(8, None),
+            }
+        }
+    }
+}
+
 /// A record against a block of rows, as a function of its own: one with all variants inlined takes minutes to compile.
 struct Block<'a, const WIDE: bool, const HALF: bool, const AFFINE: bool>(Cell<'a>, usize);
 
@@ -240,6 +317,7 @@ impl Integer<'_> {
         };
         let shift = (layout.group / STEP).max(1).trailing_zeros();
         debug_assert!(SPAN / layout.group <= GROUPS);
+        let single = self.x.m == 1 && !WIDE;
         // SAFETY: the contract of `run`; the scratch holds the panel, the sums and the starts, in this order.
         unsafe {
             let y = panel.add(STEPS * PAIR_STEP).cast::<f32>();
@@ -249,17 +327,19 @@ impl Integer<'_> {
                 for pair in (0..self.tiles).step_by(2) {
                     y.write_bytes(0, rows * 2 * LANES);
                     let second = usize::from(pair + 1 < self.tiles);
-                    let tiles = [self.w.tile(self.first + pair), self.w.tile(self.first + pair + second)];
+                    let mut codes = [std::ptr::null(); 2];
                     for record in 0..layout.records() {
                         let steps = layout.steps(record);
                         for t in 0..=second {
-                            let at = tiles[t].add(layout.head + record * layout.record());
-                            let decode =
-                                Decode { layout, head: tiles[t], record: at, folded: true, out: &mut numbers[t] };
+                            let tile = self.first + pair + t;
+                            let (head, at) = (self.w.head(tile), self.w.record(tile, record));
+                            let decode = Decode { layout, head, record: at, folded: true, out: &mut numbers[t] };
                             simd::run(level, decode);
-                            let codes = at.add(layout.numbers);
-                            let panel = panel.add(512 * t);
-                            simd::run(level, Unpack { bits: layout.bits, table, codes, steps, panel });
+                            codes[t] = at.add(layout.numbers);
+                            if !single {
+                                let panel = panel.add(512 * t);
+                                simd::run(level, Unpack { bits: layout.bits, table, codes: codes[t], steps, panel });
+                            }
                         }
                         let row = record * self.x.all + m0;
                         let sums = self.x.sums.add(row * HALVES);
@@ -275,7 +355,13 @@ impl Integer<'_> {
                             numbers: &numbers,
                             y,
                         };
-                        simd::run(level, Block::<WIDE, HALF, AFFINE>(c, rows));
+                        if single {
+                            // An odd last tile is computed twice and written once.
+                            let codes = [codes[0], codes[second]];
+                            simd::run(level, Single::<HALF, AFFINE> { bits: layout.bits, table, codes, cell: c });
+                        } else {
+                            simd::run(level, Block::<WIDE, HALF, AFFINE>(c, rows));
+                        }
                     }
                     for m in 0..rows {
                         let out = self.out.add((m0 + m) * self.ld + pair * ROWS);

@@ -1,7 +1,7 @@
 //! Weights of grouped codes: 2 to 8 bits with factors, zero points and minimums, re-laid once for the registers.
 //!
-//! Sixteen rows make a *tile*, 256 columns of a tile a *record*: first the codes, then the factors that belong to them,
-//! so that a thread reads one sequential stream. Within a record 32 columns make a *step*: eight vectors of 64 codes, in
+//! Sixteen rows make a *tile*, 256 columns of a tile a *record*: first the factors, then the codes that they belong to.
+//! Records of two neighbouring tiles alternate, so that a thread that computes both reads one sequential stream. Within a record 32 columns make a *step*: eight vectors of 64 codes, in
 //! which lane `r` (four bytes) holds row `r`'s four consecutive columns. Codes of other widths than 4 and 8 are split
 //! into planes of 4, 2 and 1 bits.
 //!

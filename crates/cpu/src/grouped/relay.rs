@@ -80,20 +80,23 @@ impl GroupedMat {
         let Some(layout) = Layout::of(&sample, rows) else { return Ok(None) };
         let mut data = Pages::new(layout.bytes())?;
         let base = Shared(data.ptr_mut());
-        // Whole tiles that are whole granules, a few at a time.
-        let piece = (ROWS..).step_by(ROWS).find(|n| n.is_multiple_of(granule)).unwrap_or(ROWS);
+        // Whole pairs of tiles that are whole granules, a few at a time.
+        let pair = 2 * ROWS;
+        let piece = (pair..).step_by(pair).find(|n| n.is_multiple_of(granule)).unwrap_or(pair);
         let piece = piece * (64 / piece).max(1);
         let wrong = Mutex::new(None);
         cpu.pool().run(rows.div_ceil(piece), &|p| {
             let range = p * piece..rows.min((p + 1) * piece);
             let part = weight.rows(range.clone()).map_err(marlin_backend::Error::from).and_then(|part| {
-                for first in (0..part.rows()).step_by(ROWS) {
-                    let tile = (range.start + first) / ROWS;
-                    // SAFETY: every tile belongs to one task and lies within the buffer.
-                    let bytes = unsafe { { base }.part(tile * layout.tile_bytes(), layout.tile_bytes()) };
-                    lay_tile(&layout, &part, first, bytes);
-                    if !finite(cpu, &layout, bytes) {
-                        return Err(first_not_finite(name, &part, first, range.start));
+                let first = layout.head_at(range.start / ROWS);
+                let bytes = part.rows().div_ceil(ROWS) * layout.tile_bytes();
+                // SAFETY: every pair belongs to one task and lies within the buffer.
+                let to = unsafe { { base }.part(first, bytes) };
+                for row in (0..part.rows()).step_by(ROWS) {
+                    let place = Place { layout: &layout, tile: (range.start + row) / ROWS, base: first };
+                    lay_tile(&place, &part, row, to);
+                    if !finite(cpu, &place, to) {
+                        return Err(first_not_finite(name, &part, row, range.start));
                     }
                 }
                 weight.done(&part);
@@ -114,16 +117,41 @@ impl GroupedMat {
         &self.layout
     }
 
-    /// The first byte of tile `tile`.
-    pub(crate) fn tile(&self, tile: usize) -> *const u8 {
+    /// A tile's numbers for whole rows.
+    pub(crate) fn head(&self, tile: usize) -> *const u8 {
         debug_assert!(tile < self.layout.tiles());
         // SAFETY: the buffer holds every tile.
-        unsafe { self.data.ptr().add(tile * self.layout.tile_bytes()) }
+        unsafe { self.data.ptr().add(self.layout.head_at(tile)) }
+    }
+
+    /// A tile's record.
+    pub(crate) fn record(&self, tile: usize, record: usize) -> *const u8 {
+        debug_assert!(tile < self.layout.tiles() && record < self.layout.records());
+        // SAFETY: the buffer holds every tile.
+        unsafe { self.data.ptr().add(self.layout.record_at(tile, record)) }
+    }
+}
+
+/// A tile within bytes that begin at `base` of the matrix.
+struct Place<'a> {
+    layout: &'a Layout,
+    tile: usize,
+    base: usize,
+}
+
+impl Place<'_> {
+    fn head(&self) -> usize {
+        self.layout.head_at(self.tile) - self.base
+    }
+
+    fn record(&self, record: usize) -> usize {
+        self.layout.record_at(self.tile, record) - self.base
     }
 }
 
 /// Puts rows `first..` of `part`, sixteen at most, into a tile.
-fn lay_tile(layout: &Layout, part: &Grouped, first: usize, tile: &mut [u8]) {
+fn lay_tile(place: &Place<'_>, part: &Grouped, first: usize, tile: &mut [u8]) {
+    let layout = place.layout;
     let count = ROWS.min(part.rows() - first);
     let (stride, codes) = (part.row_stride(), part.codes());
     let size = step_bytes(layout.bits);
@@ -131,12 +159,12 @@ fn lay_tile(layout: &Layout, part: &Grouped, first: usize, tile: &mut [u8]) {
     for r in 0..count {
         let row = &codes[(first + r) * stride..][..stride];
         for step in 0..layout.cols.div_ceil(STEP) {
-            let at = layout.head + step / 8 * layout.record() + layout.numbers + step % 8 * size;
+            let at = place.record(step / 8) + layout.numbers + step % 8 * size;
             let to = &mut tile[at..at + size];
             match row.get(step * bytes..(step + 1) * bytes) {
                 Some(from) if (step + 1) * STEP <= layout.cols => match layout.bits {
                     4 => lay_four(r, from, to),
-                    8 => lay(8, r, from.as_array().unwrap_or(&[0; 32]), to),
+                    8 => lay(8, r, from.try_into().unwrap_or(&[0; 32]), to),
                     bits => lay(bits, r, &expand(bits, from), to),
                 },
                 _ => {
@@ -150,8 +178,8 @@ fn lay_tile(layout: &Layout, part: &Grouped, first: usize, tile: &mut [u8]) {
             }
         }
     }
-    let mut put = |numbers: &Numbers, scales: &Scales| lay_numbers(layout, numbers, scales, first, count, tile);
-    let mut place = |tree: &Tree, from: &ScaleTree| {
+    let mut put = |numbers: &Numbers, scales: &Scales| lay_numbers(place, numbers, scales, first, count, tile);
+    let mut lay_tree = |tree: &Tree, from: &ScaleTree| {
         if let Some(inner) = &tree.inner {
             put(inner, from.inner());
         }
@@ -159,9 +187,9 @@ fn lay_tile(layout: &Layout, part: &Grouped, first: usize, tile: &mut [u8]) {
             put(outer, scales);
         }
     };
-    place(&layout.scale, part.scale());
+    lay_tree(&layout.scale, part.scale());
     if let (Some(tree), Some(from)) = (&layout.minimum, part.minimum()) {
-        place(tree, from);
+        lay_tree(tree, from);
     }
     if let (Some(numbers), ValueMap::Integer(Zero::Groups(zeros))) = (&layout.zeros, part.map()) {
         put(numbers, zeros);
@@ -172,7 +200,7 @@ fn lay_tile(layout: &Layout, part: &Grouped, first: usize, tile: &mut [u8]) {
             for r in 0..ROWS {
                 // Rows of padding divide by one.
                 let value = if r < count { scales.at(first + r, 0) } else { 1.0 };
-                tile[at + 4 * r..][..4].copy_from_slice(&value.to_le_bytes());
+                tile[place.head() + at + 4 * r..][..4].copy_from_slice(&value.to_le_bytes());
             }
         }
     };
@@ -183,7 +211,8 @@ fn lay_tile(layout: &Layout, part: &Grouped, first: usize, tile: &mut [u8]) {
 }
 
 /// Copies numbers as they are stored, each row's into its lane.
-fn lay_numbers(layout: &Layout, numbers: &Numbers, scales: &Scales, first: usize, count: usize, tile: &mut [u8]) {
+fn lay_numbers(place: &Place<'_>, numbers: &Numbers, scales: &Scales, first: usize, count: usize, tile: &mut [u8]) {
+    let layout = place.layout;
     let (size, per) = (numbers.size(), SPAN / numbers.group);
     let (block, bits) = (scales.block(), scales.kind().bits());
     let stride = (scales.across() * bits).div_ceil(8);
@@ -191,7 +220,7 @@ fn lay_numbers(layout: &Layout, numbers: &Numbers, scales: &Scales, first: usize
         let line = &scales.data()[(first + r) / block.0 * stride..][..stride];
         for g in 0..layout.cols.div_ceil(numbers.group) {
             let i = g * numbers.group / block.1;
-            let at = layout.head + g / per * layout.record() + numbers.offset + (g % per * ROWS + r) * size;
+            let at = place.record(g / per) + numbers.offset + (g % per * ROWS + r) * size;
             match scales.kind() {
                 ScaleType::U4 => tile[at] = line[i / 2] >> (4 * (i % 2)) & 15,
                 _ => tile[at..at + size].copy_from_slice(&line[i * size..(i + 1) * size]),
@@ -231,15 +260,17 @@ fn expand(bits: u32, from: &[u8]) -> [u8; 32] {
 }
 
 /// Whether a tile's factors, and its codes where they can be otherwise, are finite.
-fn finite(cpu: &Cpu, layout: &Layout, tile: &[u8]) -> bool {
+fn finite(cpu: &Cpu, place: &Place<'_>, tile: &[u8]) -> bool {
+    let layout = place.layout;
     let mut out = Decoded::new();
     for record in 0..layout.records() {
         let groups = layout.steps(record) * STEP / layout.group.min(layout.steps(record) * STEP);
-        let at = layout.head + record * layout.record();
+        let at = place.record(record);
         let decode = Decode {
             layout,
-            head: tile.as_ptr(),
-            // SAFETY: the record lies within the tile.
+            // SAFETY: both lie within the bytes.
+            head: unsafe { tile.as_ptr().add(place.head()) },
+            // SAFETY: as above.
             record: unsafe { tile.as_ptr().add(at) },
             folded: false,
             out: &mut out,

@@ -21,11 +21,12 @@ impl<'a> Tiles<'a> {
         Tiles { mat, first: 0, rows: mat.layout().rows() }
     }
 
-    /// Rows `from..from + rows`, which begin with a tile and end with one or with the matrix.
+    /// Rows `from..from + rows`, which begin with a pair of tiles and end with one or with the matrix.
     pub fn slice(&self, from: usize, rows: usize) -> Result<Tiles<'a>> {
         at_least("tiles", "rows", from.saturating_add(rows), self.rows)?;
-        let whole = from.is_multiple_of(ROWS) && (rows.is_multiple_of(ROWS) || from + rows == self.rows);
-        at_least("tiles", "rows of a tile", if whole { 0 } else { ROWS }, 0)?;
+        let pair = 2 * ROWS;
+        let whole = from.is_multiple_of(pair) && (rows.is_multiple_of(pair) || from + rows == self.rows);
+        at_least("tiles", "rows of a pair of tiles", if whole { 0 } else { pair }, 0)?;
         Ok(Tiles { mat: self.mat, first: self.first + from / ROWS, rows })
     }
 }

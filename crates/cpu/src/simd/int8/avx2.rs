@@ -96,6 +96,14 @@ impl Int8 for Avx2 {
         }
     }
     #[inline(always)]
+    unsafe fn no_sums() -> Self::I {
+        unsafe { [_mm256_setzero_si256(); 2] }
+    }
+    #[inline(always)]
+    unsafe fn add_sums(a: Self::I, b: Self::I) -> Self::I {
+        unsafe { [_mm256_add_epi32(a[0], b[0]), _mm256_add_epi32(a[1], b[1])] }
+    }
+    #[inline(always)]
     unsafe fn to_f32(acc: Self::I) -> Self::F {
         unsafe { [_mm256_cvtepi32_ps(acc[0]), _mm256_cvtepi32_ps(acc[1])] }
     }

@@ -91,6 +91,14 @@ impl<const DOT: bool> Int8 for Avx512<DOT> {
         }
     }
     #[inline(always)]
+    unsafe fn no_sums() -> Self::I {
+        unsafe { _mm512_setzero_si512() }
+    }
+    #[inline(always)]
+    unsafe fn add_sums(a: Self::I, b: Self::I) -> Self::I {
+        unsafe { _mm512_add_epi32(a, b) }
+    }
+    #[inline(always)]
     unsafe fn to_f32(acc: __m512i) -> __m512 {
         unsafe { _mm512_cvtepi32_ps(acc) }
     }

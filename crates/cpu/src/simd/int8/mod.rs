@@ -43,6 +43,10 @@ pub trait Int8: Copy + Send + Sync + 'static {
     /// Adds to lane `i` the products of bytes `4 i .. 4 i + 4` of `w` (unsigned; below 128 unless `WIDE`) with the four
     /// signed bytes at `x`.
     unsafe fn dot_bytes<const WIDE: bool>(acc: Self::I, w: Self::V, x: *const u8) -> Self::I;
+    /// Sums of nothing.
+    unsafe fn no_sums() -> Self::I;
+    /// `a + b`.
+    unsafe fn add_sums(a: Self::I, b: Self::I) -> Self::I;
     /// The sums as floats, rounded to nearest.
     unsafe fn to_f32(acc: Self::I) -> Self::F;
 

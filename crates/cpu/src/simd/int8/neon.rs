@@ -97,6 +97,14 @@ impl<const DOT: bool> Int8 for Neon<DOT> {
         }
     }
     #[inline(always)]
+    unsafe fn no_sums() -> Self::I {
+        unsafe { [vdupq_n_s32(0); 4] }
+    }
+    #[inline(always)]
+    unsafe fn add_sums(a: Self::I, b: Self::I) -> Self::I {
+        unsafe { from_fn(|i| vaddq_s32(a[i], b[i])) }
+    }
+    #[inline(always)]
     unsafe fn to_f32(acc: Self::I) -> Self::F {
         acc.map(|v| unsafe { vcvtq_f32_s32(v) })
     }

@@ -39,6 +39,12 @@ impl Int8 for Scalar {
         let x = unsafe { x.cast::<[i8; 4]>().read_unaligned() };
         from_fn(|i| (0..4).fold(acc[i], |sum, j| sum + i32::from(w[4 * i + j]) * i32::from(x[j])))
     }
+    unsafe fn no_sums() -> Self::I {
+        [0; 16]
+    }
+    unsafe fn add_sums(a: Self::I, b: Self::I) -> Self::I {
+        from_fn(|i| a[i] + b[i])
+    }
     unsafe fn to_f32(acc: Self::I) -> Self::F {
         acc.map(|v| v as f32)
     }
