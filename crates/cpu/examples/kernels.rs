@@ -7,7 +7,7 @@ use marlin_checkpoint::weight::{Codebook, ScaleTree, ScaleType, Scales, ValueMap
 use marlin_checkpoint::{DType as StoredType, Grouped, Tensor, TensorInfo, Trellis};
 use marlin_cpu::attention::{KvShape, LatentShape, Sequence, Span, attention, latent_attention};
 use marlin_cpu::grouped::GroupedMat;
-use marlin_cpu::linear::{ActsBuf, Job, Needs, Out, Tiles, linears};
+use marlin_cpu::linear::{ActsBuf, Job, Needs, Out, Tiles, W, linears};
 use marlin_cpu::ops::hadamard::Rotation;
 use marlin_cpu::trellis::{Precision, TrellisActsBuf, TrellisJob, TrellisMat, trellis_linears};
 use marlin_cpu::{Cpu, DType, Level, Mat, Mode, Result, bandwidth};
@@ -46,7 +46,7 @@ fn gemv(cpu: &Cpu, bandwidth: f64) -> Result<()> {
                 let t = best(4, || {
                     for c in 0..copies {
                         let w = Mat::new(&data[c * size..], dtype, n, k)?;
-                        let acts = buf.prepare(cpu, mode, Needs { bf16: true, bytes: false }, &x, m, k, k)?;
+                        let acts = buf.prepare(cpu, mode, Needs { bf16: true, ..Needs::default() }, &x, m, k, k)?;
                         linears(cpu, &[Job::new(acts, w, Out::new(&mut out, n))])?;
                     }
                     Ok(())
@@ -75,7 +75,7 @@ fn gemm(cpu: &Cpu, peak: (f64, f64)) -> Result<()> {
                 let mut out = vec![0.0f32; m * n];
                 let mut buf = ActsBuf::default();
                 let t = best(8, || {
-                    let acts = buf.prepare(cpu, mode, Needs { bf16: true, bytes: false }, &x, m, k, k)?;
+                    let acts = buf.prepare(cpu, mode, Needs { bf16: true, ..Needs::default() }, &x, m, k, k)?;
                     linears(cpu, &[Job::new(acts, w, Out::new(&mut out, n))])
                 })?;
                 let rate = 2.0 * (m * n * k) as f64 / t;
@@ -182,7 +182,7 @@ fn grouped(cpu: &Cpu, bandwidth: f64) -> Result<()> {
             let mut out = vec![0.0f32; m * n];
             let mut buf = ActsBuf::default();
             let used = if m > 8 { 1 } else { copies };
-            let needs = Needs { bf16: false, bytes: true };
+            let needs = W::from(Tiles::all(&one)).needs();
             let t = best(4, || {
                 for w in &all[..used] {
                     let acts = buf.prepare(cpu, Mode::Fast, needs, &x, m, k, k)?;

@@ -12,17 +12,29 @@ pub(super) const STEPS: usize = SPAN / STEP;
 /// Halves of steps of a record.
 pub(super) const HALVES: usize = SPAN / ROWS;
 
+/// What the sums of some weights begin with: minus their zero point times the sums of the bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Start {
+    /// The code that stands for zero.
+    pub zero: u8,
+    /// Whether sums are of 16 columns, not of 32.
+    pub half: bool,
+}
+
+/// Different starts that activations can be prepared for at once.
+pub const STARTS: usize = 8;
+
 /// Memory for rounded activations, reused from call to call.
 pub struct Bytes8Buf {
     bytes: Buffer,
     scales: Buffer,
-    sums: Buffer,
+    starts: Buffer,
     products: Buffer,
 }
 
 impl Default for Bytes8Buf {
     fn default() -> Bytes8Buf {
-        Bytes8Buf { bytes: Buffer::new(), scales: Buffer::new(), sums: Buffer::new(), products: Buffer::new() }
+        Bytes8Buf { bytes: Buffer::new(), scales: Buffer::new(), starts: Buffer::new(), products: Buffer::new() }
     }
 }
 
@@ -34,9 +46,14 @@ pub struct Bytes8<'a> {
     pub(super) bytes: *const u8,
     /// `[records, all, 8]` factors.
     pub(super) scales: *const f32,
-    /// `[records, all, 16]` sums of 16 bytes, as i32.
-    pub(super) sums: *const i32,
-    /// `[records, all, 16]` the same times the factor.
+    /// For each of `kinds`, `[records, all, 16]` (half) or `[records, all, 8]` starts in a place for 16.
+    starts: *const i32,
+    kinds: [Option<Start>; STARTS],
+    /// Rows before this view's first.
+    skipped: usize,
+    /// Numbers of the starts of a kind.
+    kind: usize,
+    /// `[records, all, 16]` sums of 16 bytes times the factor.
     pub(super) products: *const f32,
     /// Rows of the whole.
     pub(super) all: usize,
@@ -51,15 +68,25 @@ unsafe impl Send for Bytes8<'_> {}
 unsafe impl Sync for Bytes8<'_> {}
 
 impl Bytes8Buf {
-    /// Rounds `m` rows of `k` values, `stride` values from row to row.
-    pub fn prepare<'a>(&'a mut self, cpu: &Cpu, x: &[f32], m: usize, k: usize, stride: usize) -> Result<Bytes8<'a>> {
+    /// Rounds `m` rows of `k` values, `stride` values from row to row, for weights with these starts.
+    pub fn prepare<'a>(
+        &'a mut self,
+        cpu: &Cpu,
+        kinds: [Option<Start>; STARTS],
+        x: &[f32],
+        m: usize,
+        k: usize,
+        stride: usize,
+    ) -> Result<Bytes8<'a>> {
         at_least("activations", "values from row to row", k, stride)?;
         at_least("activations", "values", if m == 0 { 0 } else { (m - 1) * stride + k }, x.len())?;
         let records = k.div_ceil(SPAN);
         let cells = records * m;
         let bytes = Shared(self.bytes.reserve(cells * SPAN));
         let scales = Shared(self.scales.reserve(cells * STEPS * 4).cast::<f32>());
-        let sums = Shared(self.sums.reserve(cells * HALVES * 4).cast::<i32>());
+        let kind = cells * HALVES;
+        let used = kinds.iter().flatten().count();
+        let starts = Shared(self.starts.reserve(used * kind * 4).cast::<i32>());
         let products = Shared(self.products.reserve(cells * HALVES * 4).cast::<f32>());
         let least = (16usize << 10).div_ceil(k.max(1));
         cpu.pool().ranges(m, least, &|rows| {
@@ -67,16 +94,29 @@ impl Bytes8Buf {
                 let x = &x[row * stride..row * stride + k];
                 for (record, part) in x.chunks(SPAN).enumerate() {
                     let cell = record * m + row;
+                    let mut sums = [0i32; HALVES];
                     // SAFETY: every cell belongs to one task and lies within the buffers.
                     unsafe {
                         let round = Round {
                             x: part,
                             bytes: { bytes }.part(cell * SPAN, SPAN),
                             scales: { scales }.part(cell * STEPS, STEPS),
-                            sums: { sums }.part(cell * HALVES, HALVES),
+                            sums: &mut sums,
                             products: { products }.part(cell * HALVES, HALVES),
                         };
                         simd::run(cpu.level(), round);
+                        for (i, start) in kinds.iter().flatten().enumerate() {
+                            let width = if start.half { HALVES } else { STEPS };
+                            let to = { starts }.part(i * kind + cell * width, width);
+                            let zero = -i32::from(start.zero);
+                            match start.half {
+                                true => to.iter_mut().zip(&sums).for_each(|(to, sum)| *to = zero * sum),
+                                false => to
+                                    .iter_mut()
+                                    .zip(sums.as_chunks::<2>().0)
+                                    .for_each(|(to, [a, b])| *to = zero * (a + b)),
+                            }
+                        }
                     }
                 }
             }
@@ -84,7 +124,10 @@ impl Bytes8Buf {
         Ok(Bytes8 {
             bytes: bytes.0,
             scales: scales.0,
-            sums: sums.0,
+            starts: starts.0,
+            kinds,
+            skipped: 0,
+            kind,
             products: products.0,
             all: m,
             m,
@@ -105,6 +148,13 @@ impl Bytes8<'_> {
         self.k
     }
 
+    /// What the sums of weights with this start begin with, from the view's first row on, if they were prepared.
+    pub(crate) fn start(&self, start: Start) -> Option<*const i32> {
+        let i = self.kinds.iter().flatten().position(|kind| *kind == start)?;
+        let width = if start.half { HALVES } else { STEPS };
+        Some(self.starts.wrapping_add(i * self.kind + self.skipped * width))
+    }
+
     /// Rows `from..from + m`.
     pub fn slice(self, from: usize, m: usize) -> Result<Self> {
         at_least("activations", "rows", from.saturating_add(m), self.m)?;
@@ -115,11 +165,11 @@ impl Bytes8<'_> {
     pub(crate) fn rows_from(self, from: usize, m: usize) -> Self {
         let mut part = self;
         part.m = m;
+        part.skipped += from;
         // SAFETY: the range is inside the view.
         unsafe {
             part.bytes = part.bytes.add(from * SPAN);
             part.scales = part.scales.add(from * STEPS);
-            part.sums = part.sums.add(from * HALVES);
             part.products = part.products.add(from * HALVES);
         }
         part
@@ -131,7 +181,7 @@ struct Round<'a> {
     x: &'a [f32],
     bytes: &'a mut [u8],
     scales: &'a mut [f32],
-    sums: &'a mut [i32],
+    sums: &'a mut [i32; HALVES],
     products: &'a mut [f32],
 }
 

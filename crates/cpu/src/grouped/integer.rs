@@ -15,8 +15,8 @@ const PAIR_STEP: usize = 2 * 8 * 64;
 /// Bytes ahead of use that are asked for.
 const AHEAD: usize = 6144;
 
-/// Scratch that [`Integer`] needs: unpacked codes, sums, and prepared starts.
-pub(crate) const SCRATCH: usize = STEPS * PAIR_STEP + ROW_BLOCK * 2 * LANES * 4 + ROW_BLOCK * HALVES * 4;
+/// Scratch that [`Integer`] needs: unpacked codes and sums.
+pub(crate) const SCRATCH: usize = STEPS * PAIR_STEP + ROW_BLOCK * 2 * LANES * 4;
 
 /// `out[m, n] = sum_k x[m, k] * w[n, k]` for `m` rows and `tiles` tiles from `first` on, padding not written.
 pub(crate) struct Integer<'a> {
@@ -24,6 +24,8 @@ pub(crate) struct Integer<'a> {
     pub first: usize,
     pub tiles: usize,
     pub x: Bytes8<'a>,
+    /// What the sums begin with: [`Bytes8::start`] of the weight's own.
+    pub starts: *const i32,
     pub out: *mut f32,
     /// Values from row to row of `out`.
     pub ld: usize,
@@ -33,24 +35,34 @@ pub(crate) struct Integer<'a> {
 
 /// What a block of rows, up to `MR`, needs of one record.
 #[derive(Clone, Copy)]
-struct Cell<'a> {
+struct Cell {
     panel: *const u8,
     steps: usize,
     /// Steps that share a factor, as a shift.
     shift: u32,
     x: *const u8,
     scales: *const f32,
-    /// What each sum begins with, [`HALVES`] a row.
+    /// What each sum begins with: for each row, one for each step or half of one.
     starts: *const i32,
     products: *const f32,
-    numbers: &'a [Decoded; 2],
+    /// Both tiles' numbers.
+    numbers: *const Decoded,
     /// `[m, 2, LANES]` sums over the records so far.
     y: *mut f32,
 }
 
+impl Cell {
+    /// What the sum of row `m`'s piece `i` begins with.
+    #[inline(always)]
+    unsafe fn start<S: Simd, const HALF: bool>(&self, m: usize, i: usize) -> S::I {
+        // SAFETY: the fields' promises.
+        unsafe { S::splat_i32(self.starts.add(m * if HALF { HALVES } else { STEPS } + i)) }
+    }
+}
+
 /// `MR` rows of activations against one record of two tiles.
 #[inline(always)]
-unsafe fn cell<S: Simd, const MR: usize, const WIDE: bool, const HALF: bool, const AFFINE: bool>(c: Cell<'_>) {
+unsafe fn cell<S: Simd, const MR: usize, const WIDE: bool, const HALF: bool, const AFFINE: bool>(c: Cell) {
     // SAFETY: the caller vouches for the pointers.
     unsafe {
         let mut y = [[S::zero(); 2]; MR];
@@ -63,10 +75,9 @@ unsafe fn cell<S: Simd, const MR: usize, const WIDE: bool, const HALF: bool, con
         for piece in 0..c.steps * pieces {
             // A piece is half a step, or a whole one.
             let (step, first) = if HALF { (piece / 2, 4 * (piece % 2)) } else { (piece, 0) };
-            let start = |m: usize| c.starts.add(m * HALVES + if HALF { piece } else { 2 * piece });
-            let mut acc = [[S::splat_i32(start(0)); 2]; MR];
+            let mut acc = [[c.start::<S, HALF>(0, piece); 2]; MR];
             for m in 1..MR {
-                acc[m] = [S::splat_i32(start(m)); 2];
+                acc[m] = [c.start::<S, HALF>(m, piece); 2];
             }
             let (panel, x) = (c.panel.add(step * PAIR_STEP), c.x.add(step * STEP));
             for q in first..first + 8 / pieces {
@@ -79,13 +90,13 @@ unsafe fn cell<S: Simd, const MR: usize, const WIDE: bool, const HALF: bool, con
             }
             let g = if HALF { piece } else { piece >> c.shift };
             for t in 0..2 {
-                let scale = S::load(c.numbers[t].scale.get_unchecked(g).as_ptr());
+                let scale = S::load((*c.numbers.add(t)).scale.get_unchecked(g).as_ptr());
                 for m in 0..MR {
                     let factor = S::mul(scale, S::splat(*c.scales.add(m * STEPS + step)));
                     y[m][t] = S::fma(S::to_f32(acc[m][t]), factor, y[m][t]);
                 }
                 if AFFINE {
-                    let minimum = S::load(c.numbers[t].minimum.get_unchecked(g).as_ptr());
+                    let minimum = S::load((*c.numbers.add(t)).minimum.get_unchecked(g).as_ptr());
                     for m in 0..MR {
                         let at = c.products.add(m * HALVES + if HALF { piece } else { 2 * piece });
                         let sum = if HALF { *at } else { *at + *at.add(1) };
@@ -108,7 +119,7 @@ struct Single<'a, const HALF: bool, const AFFINE: bool> {
     bits: u32,
     table: Option<&'a [u8; 16]>,
     codes: [*const u8; 2],
-    cell: Cell<'a>,
+    cell: Cell,
 }
 
 impl<const HALF: bool, const AFFINE: bool> Single<'_, HALF, AFFINE> {
@@ -116,22 +127,23 @@ impl<const HALF: bool, const AFFINE: bool> Single<'_, HALF, AFFINE> {
     unsafe fn each<S: Simd>(&self, bits: u32, table: Option<S::V>) {
         let c = &self.cell;
         let size = step_bytes(bits);
+        let pieces = if HALF { 2 } else { 1 };
         // SAFETY: the fields' promises.
         unsafe {
             let mut y = [S::load(c.y), S::load(c.y.add(LANES))];
             for step in 0..c.steps {
                 let scale_x = S::splat(*c.scales.add(step));
                 for t in 0..2 {
+                    let numbers = &*c.numbers.add(t);
                     let from = self.codes[t].add(step * size);
                     for line in 0..bits as usize {
                         S::prefetch(from.wrapping_add(AHEAD + 64 * line));
                     }
                     let v = codes::<S>(bits, from);
-                    let pieces = if HALF { 2 } else { 1 };
                     for half in 0..pieces {
-                        let piece = 2 * step + half;
+                        let piece = pieces * step + half;
                         // Two sums, so that products wait less for each other; integers add up in any order.
-                        let mut acc = [S::splat_i32(c.starts.add(piece)), S::no_sums()];
+                        let mut acc = [c.start::<S, HALF>(0, piece), S::no_sums()];
                         for i in 0..8 / pieces {
                             let q = half * 4 + i;
                             let v = match table {
@@ -141,11 +153,11 @@ impl<const HALF: bool, const AFFINE: bool> Single<'_, HALF, AFFINE> {
                             acc[i % 2] = S::dot_bytes::<false>(acc[i % 2], v, c.x.add(step * STEP + 4 * q));
                         }
                         let g = if HALF { piece } else { step >> c.shift };
-                        let factor = S::mul(S::load(c.numbers[t].scale.get_unchecked(g).as_ptr()), scale_x);
+                        let factor = S::mul(S::load(numbers.scale.get_unchecked(g).as_ptr()), scale_x);
                         y[t] = S::fma(S::to_f32(S::add_sums(acc[0], acc[1])), factor, y[t]);
                         if AFFINE {
-                            let minimum = S::load(c.numbers[t].minimum.get_unchecked(g).as_ptr());
-                            let at = c.products.add(piece);
+                            let minimum = S::load(numbers.minimum.get_unchecked(g).as_ptr());
+                            let at = c.products.add(2 * step + half);
                             let sum = if HALF { *at } else { *at + *at.add(1) };
                             y[t] = S::fma(minimum, S::splat(sum), y[t]);
                         }
@@ -180,9 +192,9 @@ impl<const HALF: bool, const AFFINE: bool> Kernel for Single<'_, HALF, AFFINE> {
 }
 
 /// A record against a block of rows, as a function of its own: one with all variants inlined takes minutes to compile.
-struct Block<'a, const WIDE: bool, const HALF: bool, const AFFINE: bool>(Cell<'a>, usize);
+struct Block<const WIDE: bool, const HALF: bool, const AFFINE: bool>(Cell, usize);
 
-impl<const WIDE: bool, const HALF: bool, const AFFINE: bool> Kernel for Block<'_, WIDE, HALF, AFFINE> {
+impl<const WIDE: bool, const HALF: bool, const AFFINE: bool> Kernel for Block<WIDE, HALF, AFFINE> {
     type Out = ();
 
     #[inline(always)]
@@ -211,7 +223,7 @@ impl<const WIDE: bool, const HALF: bool, const AFFINE: bool> Kernel for Block<'_
                 };
                 c.x = c.x.add(m * SPAN);
                 c.scales = c.scales.add(m * STEPS);
-                c.starts = c.starts.add(m * HALVES);
+                c.starts = c.starts.add(m * if HALF { HALVES } else { STEPS });
                 c.products = c.products.add(m * HALVES);
                 c.y = c.y.add(m * 2 * LANES);
                 rows -= m;
@@ -309,8 +321,8 @@ impl Integer<'_> {
     unsafe fn all<const WIDE: bool, const HALF: bool, const AFFINE: bool>(&self, level: simd::Level) {
         let layout = self.w.layout();
         let panel = self.scratch;
-        let mut numbers = [Decoded::new(), Decoded::new()];
-        let zero = i32::from(layout.mapping.zero());
+        let mut both = [Decoded::new(), Decoded::new()];
+        let numbers = both.as_mut_ptr();
         let table = match &layout.mapping {
             Mapping::Table { table, .. } => Some(table),
             _ => None,
@@ -318,50 +330,48 @@ impl Integer<'_> {
         let shift = (layout.group / STEP).max(1).trailing_zeros();
         debug_assert!(SPAN / layout.group <= GROUPS);
         let single = self.x.m == 1 && !WIDE;
-        // SAFETY: the contract of `run`; the scratch holds the panel, the sums and the starts, in this order.
+        // SAFETY: the contract of `run`; the scratch holds the panel and the sums, in this order.
         unsafe {
             let y = panel.add(STEPS * PAIR_STEP).cast::<f32>();
-            let starts = y.add(ROW_BLOCK * 2 * LANES).cast::<i32>();
             for m0 in (0..self.x.m).step_by(ROW_BLOCK) {
                 let rows = ROW_BLOCK.min(self.x.m - m0);
                 for pair in (0..self.tiles).step_by(2) {
                     y.write_bytes(0, rows * 2 * LANES);
                     let second = usize::from(pair + 1 < self.tiles);
-                    let mut codes = [std::ptr::null(); 2];
                     for record in 0..layout.records() {
                         let steps = layout.steps(record);
-                        for t in 0..=second {
-                            let tile = self.first + pair + t;
-                            let (head, at) = (self.w.head(tile), self.w.record(tile, record));
-                            let decode = Decode { layout, head, record: at, folded: true, out: &mut numbers[t] };
-                            simd::run(level, decode);
-                            codes[t] = at.add(layout.numbers);
-                            if !single {
-                                let panel = panel.add(512 * t);
-                                simd::run(level, Unpack { bits: layout.bits, table, codes: codes[t], steps, panel });
-                            }
-                        }
                         let row = record * self.x.all + m0;
-                        let sums = self.x.sums.add(row * HALVES);
-                        start::<HALF>(sums, zero, rows, starts);
                         let c = Cell {
                             panel,
                             steps,
                             shift,
                             x: self.x.bytes.add(row * SPAN),
                             scales: self.x.scales.add(row * STEPS),
-                            starts,
+                            starts: self.starts.add(row * if HALF { HALVES } else { STEPS }),
                             products: self.x.products.add(row * HALVES),
-                            numbers: &numbers,
+                            numbers,
                             y,
                         };
+                        let mut codes = [std::ptr::null(); 2];
+                        for t in 0..=second {
+                            let tile = self.first + pair + t;
+                            let (head, at) = (self.w.head(tile), self.w.record(tile, record));
+                            let out = &mut *numbers.add(t);
+                            simd::run(level, Decode { layout, head, record: at, folded: true, out });
+                            codes[t] = at.add(layout.numbers);
+                        }
+                        let bits = layout.bits;
                         if single {
                             // An odd last tile is computed twice and written once.
                             let codes = [codes[0], codes[second]];
-                            simd::run(level, Single::<HALF, AFFINE> { bits: layout.bits, table, codes, cell: c });
-                        } else {
-                            simd::run(level, Block::<WIDE, HALF, AFFINE>(c, rows));
+                            simd::run(level, Single::<HALF, AFFINE> { bits, table, codes, cell: c });
+                            continue;
                         }
+                        for t in 0..=second {
+                            let panel = panel.add(512 * t);
+                            simd::run(level, Unpack { bits, table, codes: codes[t], steps, panel });
+                        }
+                        simd::run(level, Block::<WIDE, HALF, AFFINE>(c, rows));
                     }
                     for m in 0..rows {
                         let out = self.out.add((m0 + m) * self.ld + pair * ROWS);
@@ -370,22 +380,6 @@ impl Integer<'_> {
                     }
                 }
             }
-        }
-    }
-}
-
-/// What sums begin with: minus zero point times the sum of the bytes.
-#[inline(always)]
-unsafe fn start<const HALF: bool>(sums: *const i32, zero: i32, rows: usize, starts: *mut i32) {
-    // SAFETY: the caller vouches for `rows` rows on both sides.
-    unsafe {
-        for i in 0..rows * HALVES {
-            let sum = *sums.add(i);
-            *starts.add(i) = match HALF {
-                true => -zero * sum,
-                false if i % 2 == 0 => -zero * (sum + *sums.add(i + 1)),
-                false => 0,
-            };
         }
     }
 }

@@ -1,5 +1,6 @@
 //! Where in a record what is.
 
+use super::acts::Start;
 use super::unpack::step_bytes;
 use super::{ROWS, SPAN, STEP};
 use marlin_checkpoint::Grouped;
@@ -235,6 +236,11 @@ impl Layout {
     /// Whether something is added besides the products: a minimum, or zero points of groups.
     pub fn is_affine(&self) -> bool {
         self.minimum.is_some() || self.zeros.is_some()
+    }
+
+    /// What sums of products with it begin with.
+    pub fn start(&self) -> Start {
+        Start { zero: self.mapping.zero(), half: self.group == 16 }
     }
 
     /// Columns that share all their numbers.

@@ -27,7 +27,7 @@ mod scales;
 mod tests;
 mod unpack;
 
-pub use acts::{Bytes8, Bytes8Buf};
+pub use acts::{Bytes8, Bytes8Buf, STARTS, Start};
 pub use layout::{Layout, Mapping};
 pub use relay::GroupedMat;
 

@@ -1,7 +1,7 @@
 //! Tiles against the canonical reference decoder, on every level.
 #![allow(clippy::unwrap_used)] // a failing test may panic
 
-use super::{Bytes8Buf, Float, GroupedMat, Integer, ROWS, float, integer};
+use super::{Bytes8Buf, Float, GroupedMat, Integer, ROWS, STARTS, float, integer};
 use crate::linear::tests::Rng;
 use crate::{Cpu, Level};
 use half::{bf16, f16};
@@ -152,9 +152,12 @@ fn products_of_every_kind_on_every_level() {
                     continue;
                 }
                 let mut buf = Bytes8Buf::default();
-                let x8 = buf.prepare(&cpu, &x, m, cols, cols).unwrap();
+                let mut kinds = [None; STARTS];
+                kinds[1] = Some(w.layout().start());
+                let x8 = buf.prepare(&cpu, kinds, &x, m, cols, cols).unwrap();
+                let starts = x8.start(w.layout().start()).unwrap();
                 out.fill(f32::NAN);
-                let product = Integer { w: &w, first: 0, tiles, x: x8, out: to, ld, scratch };
+                let product = Integer { w: &w, first: 0, tiles, x: x8, starts, out: to, ld, scratch };
                 // SAFETY: as above.
                 unsafe { product.run(cpu.level()) };
                 for (i, x) in x.chunks_exact(cols).enumerate() {

@@ -64,8 +64,8 @@ impl ActsBuf {
             k,
             life: PhantomData,
         };
-        if rounds(mode) && needs.bytes {
-            acts.bytes = Some(self.bytes.prepare(cpu, x, m, k, stride)?);
+        if rounds(mode) && needs.bytes[0].is_some() {
+            acts.bytes = Some(self.bytes.prepare(cpu, needs.bytes, x, m, k, stride)?);
         }
         if rounds(mode) && needs.bf16 && cpu.level.has_bf16() {
             let out = Shared(self.bf16.reserve(m * acts.x16_ld));

@@ -53,7 +53,7 @@ fn close(y: f32, want: f64, scale: f64) -> bool {
 
 fn linear(cpu: &Cpu, mode: Mode, x: &[f32], m: usize, w: Mat<'_>) -> Vec<f32> {
     let mut buf = ActsBuf::default();
-    let acts = buf.prepare(cpu, mode, Needs { bf16: true, bytes: false }, x, m, w.cols(), w.cols()).unwrap();
+    let acts = buf.prepare(cpu, mode, Needs { bf16: true, ..Needs::default() }, x, m, w.cols(), w.cols()).unwrap();
     let mut out = vec![f32::NAN; m * w.rows()];
     linears(cpu, &[Job::new(acts, w, Out::new(&mut out, w.rows()))]).unwrap();
     out
@@ -156,7 +156,7 @@ fn epilogues_and_shared_inputs() {
                 (0..k).map(|c| f64::from(x[i / n * k + c]) * f64::from(w[i % n * k + c])).sum()
             };
             let mut buf = ActsBuf::default();
-            let acts = buf.prepare(&cpu, Mode::Exact, Needs { bf16: true, bytes: false }, &x, m, k, k).unwrap();
+            let acts = buf.prepare(&cpu, Mode::Exact, Needs { bf16: true, ..Needs::default() }, &x, m, k, k).unwrap();
             let (mut one, mut two, mut three) = (residual.clone(), vec![0.0; m * (n + 3)], vec![0.0; m * n]);
             let jobs = [
                 Job::new(acts, a, Out::new(&mut one, n)).bias(Some(&bias)).add(true),
@@ -278,8 +278,8 @@ fn shapes_that_do_not_fit_are_errors() {
     let w = [0u8; 64];
     let mut buf = ActsBuf::default();
     assert!(Mat::new(&w, DType::F32, 5, 4).is_err());
-    assert!(buf.prepare(&cpu, Mode::Exact, Needs { bf16: true, bytes: false }, &x, 3, 4, 4).is_err());
-    let acts = buf.prepare(&cpu, Mode::Exact, Needs { bf16: true, bytes: false }, &x, 2, 4, 4).unwrap();
+    assert!(buf.prepare(&cpu, Mode::Exact, Needs { bf16: true, ..Needs::default() }, &x, 3, 4, 4).is_err());
+    let acts = buf.prepare(&cpu, Mode::Exact, Needs { bf16: true, ..Needs::default() }, &x, 2, 4, 4).unwrap();
     let w = Mat::new(&w, DType::F32, 4, 4).unwrap();
     let mut out = [0.0; 8];
     assert!(linears(&cpu, &[Job::new(acts, w, Out::new(&mut out, 3))]).is_err());

@@ -1,6 +1,6 @@
 //! A weight as the products take it: a dense matrix, or tiles of grouped codes.
 
-use crate::grouped::{self, Float, GroupedMat, Integer, ROWS};
+use crate::grouped::{self, Float, GroupedMat, Integer, ROWS, STARTS, Start};
 use crate::mat::at_least;
 use crate::simd::Level;
 use crate::{DType, Mat, Mode, Result};
@@ -57,14 +57,22 @@ impl<'a> From<Tiles<'a>> for W<'a> {
 pub struct Needs {
     /// Rounded to bf16.
     pub bf16: bool,
-    /// Rounded to bytes.
-    pub bytes: bool,
+    /// Rounded to bytes, for weights with these starts.
+    pub bytes: [Option<Start>; STARTS],
 }
 
 impl Needs {
-    /// What either needs.
-    pub fn or(self, other: Needs) -> Needs {
-        Needs { bf16: self.bf16 || other.bf16, bytes: self.bytes || other.bytes }
+    /// What either needs. (A start too many is left out; weights that miss theirs are multiplied in f32.)
+    pub fn or(mut self, other: Needs) -> Needs {
+        self.bf16 |= other.bf16;
+        for start in other.bytes.into_iter().flatten() {
+            if !self.bytes.contains(&Some(start))
+                && let Some(free) = self.bytes.iter_mut().find(|kind| kind.is_none())
+            {
+                *free = Some(start);
+            }
+        }
+        self
     }
 }
 
@@ -96,8 +104,13 @@ impl<'a> W<'a> {
     /// What it is multiplied with in the fast mode.
     pub fn needs(&self) -> Needs {
         match self {
-            W::Dense(mat) => Needs { bf16: mat.dtype() == DType::Bf16, bytes: false },
-            W::Grouped(tiles) => Needs { bf16: false, bytes: tiles.mat.layout().mapping().is_integer() },
+            W::Dense(mat) => Needs { bf16: mat.dtype() == DType::Bf16, ..Needs::default() },
+            W::Grouped(tiles) => {
+                let mut needs = Needs::default();
+                let layout = tiles.mat.layout();
+                needs.bytes[0] = Some(layout.start()).filter(|_| layout.mapping().is_integer());
+                needs
+            }
         }
     }
 
@@ -179,12 +192,12 @@ impl<'a> W<'a> {
                 }
                 W::Grouped(w) => {
                     let (mat, first, tiles) = (w.mat, w.first + n0 / ROWS, n.div_ceil(ROWS));
-                    match x.bytes {
-                        Some(bytes) if mat.layout().mapping().is_integer() => {
-                            let x = bytes.rows_from(m0, m);
-                            Integer { w: mat, first, tiles, x, out, ld, scratch: mem }.run(level);
+                    let bytes = x.bytes.filter(|_| mat.layout().mapping().is_integer()).map(|b| b.rows_from(m0, m));
+                    match bytes.and_then(|x| Some((x, x.start(mat.layout().start())?))) {
+                        Some((x, starts)) => {
+                            Integer { w: mat, first, tiles, x, starts, out, ld, scratch: mem }.run(level);
                         }
-                        _ => {
+                        None => {
                             let x_at = x.x.add(m0 * x.x_ld);
                             Float { w: mat, first, tiles, x: x_at, x_ld: x.x_ld, m, out, ld, scratch: mem }.run(level);
                         }
