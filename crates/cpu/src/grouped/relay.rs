@@ -156,24 +156,30 @@ fn lay_tile(place: &Place<'_>, part: &Grouped, first: usize, tile: &mut [u8]) {
     let (stride, codes) = (part.row_stride(), part.codes());
     let size = step_bytes(layout.bits);
     let bytes = layout.bits as usize * 4;
-    for r in 0..count {
-        let row = &codes[(first + r) * stride..][..stride];
-        for step in 0..layout.cols.div_ceil(STEP) {
-            let at = place.record(step / 8) + layout.numbers + step % 8 * size;
-            let to = &mut tile[at..at + size];
-            match row.get(step * bytes..(step + 1) * bytes) {
-                Some(from) if (step + 1) * STEP <= layout.cols => match layout.bits {
-                    4 => lay_four(r, from, to),
-                    8 => lay(8, r, from.try_into().unwrap_or(&[0; 32]), to),
-                    bits => lay(bits, r, &expand(bits, from), to),
-                },
-                _ => {
-                    let mut padded = [0; 32];
-                    let rest = &row[(step * bytes).min(stride)..];
-                    padded[..rest.len()].copy_from_slice(rest);
-                    let mut codes = expand(layout.bits, &padded);
-                    codes[layout.cols - step * STEP..].fill(0);
-                    lay(layout.bits, r, &codes, to);
+    let rows: [&[u8]; ROWS] = std::array::from_fn(|r| match r < count {
+        true => &codes[(first + r) * stride..][..stride],
+        false => &[][..],
+    });
+    // Step after step, so that what is written stays in the first cache.
+    for record in 0..layout.records() {
+        let at = place.record(record) + layout.numbers;
+        let steps = tile[at..at + layout.steps(record) * size].chunks_exact_mut(size);
+        for (step, to) in steps.enumerate().map(|(i, to)| (record * (SPAN / STEP) + i, to)) {
+            for (r, row) in rows[..count].iter().enumerate() {
+                match row.get(step * bytes..(step + 1) * bytes) {
+                    Some(from) if (step + 1) * STEP <= layout.cols => match layout.bits {
+                        4 => lay_four(r, from, to),
+                        8 => lay(8, r, from.try_into().unwrap_or(&[0; 32]), to),
+                        bits => lay(bits, r, &expand(bits, from), to),
+                    },
+                    _ => {
+                        let mut padded = [0; 32];
+                        let rest = &row[(step * bytes).min(stride)..];
+                        padded[..rest.len()].copy_from_slice(rest);
+                        let mut codes = expand(layout.bits, &padded);
+                        codes[layout.cols - step * STEP..].fill(0);
+                        lay(layout.bits, r, &codes, to);
+                    }
                 }
             }
         }
@@ -216,14 +222,21 @@ fn lay_numbers(place: &Place<'_>, numbers: &Numbers, scales: &Scales, first: usi
     let (size, per) = (numbers.size(), SPAN / numbers.group);
     let (block, bits) = (scales.block(), scales.kind().bits());
     let stride = (scales.across() * bits).div_ceil(8);
-    for r in 0..count {
-        let line = &scales.data()[(first + r) / block.0 * stride..][..stride];
-        for g in 0..layout.cols.div_ceil(numbers.group) {
-            let i = g * numbers.group / block.1;
-            let at = place.record(g / per) + numbers.offset + (g % per * ROWS + r) * size;
-            match scales.kind() {
-                ScaleType::U4 => tile[at] = line[i / 2] >> (4 * (i % 2)) & 15,
-                _ => tile[at..at + size].copy_from_slice(&line[i * size..(i + 1) * size]),
+    for record in 0..layout.records() {
+        let groups = (layout.cols - record * SPAN).min(SPAN).div_ceil(numbers.group);
+        let base = place.record(record) + numbers.offset;
+        let to = &mut tile[base..base + per * ROWS * size];
+        for r in 0..count {
+            let line = &scales.data()[(first + r) / block.0 * stride..][..stride];
+            for g in 0..groups {
+                let i = (record * per + g) * numbers.group / block.1;
+                let at = (g * ROWS + r) * size;
+                match (scales.kind(), size) {
+                    (ScaleType::U4, _) => to[at] = line[i / 2] >> (4 * (i % 2)) & 15,
+                    (_, 1) => to[at] = line[i],
+                    (_, 2) => to[at..at + 2].copy_from_slice(&line[2 * i..2 * i + 2]),
+                    _ => to[at..at + size].copy_from_slice(&line[i * size..(i + 1) * size]),
+                }
             }
         }
     }
