@@ -3,16 +3,11 @@
 use super::{CpuBackend, CpuBatch, CpuKv, CpuLinear, Tensor, shape};
 use crate::attention::{self, Expanded, LatentShape, Sequence, Span};
 use crate::grouped::ROWS;
+use crate::kernels::Thresholds;
 use crate::linear::{self, Job, Out, W};
 use crate::{Mode, ops};
 use marlin_backend::{Error, LatentForm, LinearHandle, Result};
 use marlin_checkpoint::LatentProjection;
-
-/// Fewer queries than this are never worth expanding, at any published size.
-const FEWEST_EXPANDED: usize = 384;
-
-/// Positions beyond which keys and values are not expanded: they would take too much memory.
-const LONGEST_EXPANDED: usize = 4096;
 
 /// The sizes of a latent attention layer.
 struct Sizes {
@@ -45,13 +40,21 @@ impl Sizes {
         }
     }
 
+    /// Whether both parts of a projection are tiles of codes with whole tiles in each head.
+    fn tiled(&self, kv_b: LatentProjection<&CpuLinear>) -> bool {
+        let parts = [self.latent.rank, self.value];
+        let split = matches!(kv_b, LatentProjection::Split { .. });
+        split && kv_b.matrices().zip(parts).all(|(w, n)| w.tiles().is_some() && n.is_multiple_of(ROWS))
+    }
+
     /// Whether `rows` queries at the end of `positions` are less work against expanded keys and values. Counted are
     /// multiplications for each position: absorbed queries and values are `rank` wide instead of `nope` and `value`,
     /// while expanding takes a product with `kv_b_proj`.
-    fn expand(&self, rows: usize, positions: usize) -> bool {
+    fn expand(&self, limits: &Thresholds, rows: usize, positions: usize) -> bool {
         let rank = self.latent.rank;
         let saved = rows * (2 * rank).saturating_sub(self.nope + self.value);
-        rows >= FEWEST_EXPANDED && positions <= LONGEST_EXPANDED && saved > rank * (self.nope + self.value)
+        let few = rows < limits.latent_expand_rows || positions > limits.latent_expand_positions;
+        !few && saved > rank * (self.nope + self.value)
     }
 }
 
@@ -76,7 +79,7 @@ pub(super) fn attention(
         // One form for every batch keeps exact results independent of it.
         LatentForm::Auto => {
             let whole = matches!(kv_b, LatentProjection::Whole(_));
-            whole && b.mode == Mode::Fast && s.expand(span.rows, span.start + span.rows)
+            whole && b.mode == Mode::Fast && s.expand(b.cpu.thresholds(), span.rows, span.start + span.rows)
         }
     };
     let seqs = batch.spans.all();
@@ -111,6 +114,7 @@ fn absorbed(
 ) -> Result<()> {
     let LatentShape { rank, rope, .. } = s.latent;
     let mut q_lat = b.buffers.tensor(rows, s.heads * rank);
+    b.note_latent(kv_b, rows, s.tiled(kv_b));
     let (ld, to) = (s.nope + rope, q_lat.values_mut());
     match kv_b {
         LatentProjection::Whole(w) => {
