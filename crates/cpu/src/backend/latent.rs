@@ -40,13 +40,6 @@ impl Sizes {
         }
     }
 
-    /// Whether both parts of a projection are tiles of codes with whole tiles in each head.
-    fn tiled(&self, kv_b: LatentProjection<&CpuLinear>) -> bool {
-        let parts = [self.latent.rank, self.value];
-        let split = matches!(kv_b, LatentProjection::Split { .. });
-        split && kv_b.matrices().zip(parts).all(|(w, n)| w.tiles().is_some() && n.is_multiple_of(ROWS))
-    }
-
     /// Whether `rows` queries at the end of `positions` are less work against expanded keys and values. Counted are
     /// multiplications for each position: absorbed queries and values are `rank` wide instead of `nope` and `value`,
     /// while expanding takes a product with `kv_b_proj`.
@@ -114,7 +107,6 @@ fn absorbed(
 ) -> Result<()> {
     let LatentShape { rank, rope, .. } = s.latent;
     let mut q_lat = b.buffers.tensor(rows, s.heads * rank);
-    b.note_latent(kv_b, rows, s.tiled(kv_b));
     let (ld, to) = (s.nope + rope, q_lat.values_mut());
     match kv_b {
         LatentProjection::Whole(w) => {
@@ -169,6 +161,7 @@ fn per_head(
         }
         _ => {
             // Decoding takes the scratch memory too, so it comes first.
+            b.note_latent(w, rows);
             let w = w.whole(b)?;
             let mut scratch = b.scratch();
             let acts = scratch.first();

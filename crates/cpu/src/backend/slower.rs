@@ -5,7 +5,6 @@ use crate::Mode;
 use crate::fallback::{Fallback, Fallbacks, Reason};
 use crate::linear::W;
 use marlin_backend::LinearHandle;
-use marlin_checkpoint::LatentProjection;
 
 impl CpuBackend {
     /// Counts of products that took a slower path.
@@ -53,13 +52,10 @@ impl CpuBackend {
         }
     }
 
-    /// Counts a latent projection that is used in f32 though it is quantised. The keys' part of one that is whole always
-    /// is; a split one's parts are served as they are when `tiled`.
-    pub(super) fn note_latent(&self, kv_b: LatentProjection<&CpuLinear>, batch: usize, tiled: bool) {
-        let dense = |w: &CpuLinear| matches!(w.plain(), Ok(Some(W::Dense(_))));
-        if self.mode == Mode::Fast && !tiled && !kv_b.matrices().all(|w| dense(w)) {
-            let first = kv_b.matrices().next();
-            first.into_iter().for_each(|w| self.count(Reason::LatentNotSplit, w, batch, [0, 0]));
+    /// Counts a latent projection, or the part of one, that is used in f32 though it is quantised.
+    pub(super) fn note_latent(&self, w: &CpuLinear, batch: usize) {
+        if self.mode == Mode::Fast && !matches!(w.plain(), Ok(Some(W::Dense(_)))) {
+            self.count(Reason::LatentNotSplit, w, batch, [0, 0]);
         }
     }
 }
