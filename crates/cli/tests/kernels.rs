@@ -33,9 +33,13 @@ fn the_table_is_shown_and_explained() {
     let choice = &found["choices"][0];
     assert_eq!((&choice["kernel"], &choice["weights"]), (&"dense_gemm_tiles_f32".into(), &"dense bf16".into()));
     assert!(choice["why"].as_str().unwrap().contains("which scalar lacks; 8 is within 3 to 8"), "{choice}");
+    let choices = found["choices"].as_array().unwrap();
+    let router = choices.iter().find(|c| c["router"] == true).unwrap();
+    assert_eq!((&router["modules"], &router["why"]), (&5.into(), &"routers are always computed in f32".into()));
+    assert_eq!(choice["modules"], 295 - 5);
     let text = scalar(&["kernels", "--explain", "1", "--exact"], cache.path()).ok();
     assert!(text.contains("trellis_exact_f32") && text.contains("--exact computes in f32"), "{text}");
-    assert!(marlin(&["kernels", "fable"]).error(2).contains("--explain"));
+    assert!(marlin(&["kernels", "fable"]).error(2).contains("required arguments were not provided"));
 }
 
 #[test]

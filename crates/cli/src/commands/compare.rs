@@ -92,7 +92,7 @@ pub fn run(args: &Args) -> Result<()> {
     }
     drop(bar);
     // What is no number is worst of all.
-    lines.sort_by(|x, y| y.relative_rms.total_cmp(&x.relative_rms).then_with(|| x.module.cmp(&y.module)));
+    lines.sort_by(|x, y| y.relative_rms.abs().total_cmp(&x.relative_rms.abs()).then_with(|| x.module.cmp(&y.module)));
     let [a, b] = sides.each_ref().map(|side| side.checkpoint.name.clone());
     let total = Line::new("all".to_owned(), weights, [a.clone(), b.clone()], &total);
     let report = Report { a, b, total, modules: lines };

@@ -57,6 +57,9 @@ struct Row {
 struct Choice {
     /// What the weights are.
     weights: String,
+    /// Whether they choose experts.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    router: bool,
     /// How they are stored, and one module of how many; nothing for examples.
     #[serde(skip_serializing_if = "Option::is_none")]
     stored: Option<String>,
@@ -89,8 +92,10 @@ pub fn run(args: &Args) -> Result<()> {
                 None => examples(),
             };
             for mut choice in kinds {
+                let mode = if choice.1.router { Mode::Exact } else { mode };
                 let chosen = kernels::choose(level, &thresholds, mode, &choice.0, batch);
                 if let Some((entry, why)) = chosen {
+                    let why = if choice.1.router { "routers are always computed in f32".to_owned() } else { why };
                     (choice.1.kernel, choice.1.why) = (entry.kernel, why);
                     report.choices.push(choice.1);
                 }
@@ -116,7 +121,7 @@ fn table(cpu: &Cpu) -> Vec<Row> {
 impl Choice {
     fn of(kind: Kind) -> (Kind, Self) {
         let (weights, why) = (kind.describe(), String::new());
-        (kind, Self { weights, stored: None, example: None, modules: None, kernel: "", why })
+        (kind, Self { weights, router: false, stored: None, example: None, modules: None, kernel: "", why })
     }
 }
 
@@ -138,10 +143,11 @@ fn of_model(name: &str) -> Result<Vec<(Kind, Choice)>> {
     let inventory = Architecture::parse(&checkpoint.config)?.inventory();
     let modules = checkpoint.modules()?;
     let report = inventory.check(modules.as_ref(), checkpoint.store.as_ref())?;
-    let mut seen: BTreeMap<(&str, String, u32, Option<usize>), usize> = BTreeMap::new();
+    let mut seen: BTreeMap<(bool, &str, String, u32, Option<usize>), usize> = BTreeMap::new();
     let mut found: Vec<(Kind, Choice)> = Vec::new();
     for (module, stored) in report.modules.iter().filter(|(_, stored)| stored.features.len() == 2) {
-        let key = (stored.scheme, stored.detail.clone(), stored.bits, stored.group);
+        let router = module.ends_with(".mlp.gate");
+        let key = (router, stored.scheme, stored.detail.clone(), stored.bits, stored.group);
         if let Some(choice) = seen.get(&key).and_then(|&i| found.get_mut(i)) {
             choice.1.modules = choice.1.modules.map(|n| n + 1);
             continue;
@@ -158,6 +164,7 @@ fn of_model(name: &str) -> Result<Vec<(Kind, Choice)>> {
             }
         };
         let (kind, mut choice) = Choice::of(kernels::kind_of(&linear)?);
+        choice.router = router;
         choice.stored = Some(format!("{} {}", stored.scheme, stored.detail));
         (choice.example, choice.modules) = (Some(module.clone()), Some(1));
         seen.insert(key, found.len());
