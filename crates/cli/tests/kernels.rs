@@ -28,7 +28,7 @@ fn the_table_is_shown_and_explained() {
     );
     assert_eq!(row("dense_gemm_tiles_f32")["rows"], "3 to 8");
     let text = scalar(&["kernels"], cache.path()).ok();
-    assert!(text.contains("grouped_bytes") && text.contains("384 rows and more"), "{text}");
+    assert!(text.contains("grouped_gemm_bytes") && text.contains("384 rows and more"), "{text}");
     let found = scalar(&["kernels", "--explain", "8", "fable", "--json"], cache.path()).json();
     let choice = &found["choices"][0];
     assert_eq!((&choice["kernel"], &choice["weights"]), (&"dense_gemm_tiles_f32".into(), &"dense bf16".into()));

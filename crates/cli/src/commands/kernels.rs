@@ -130,7 +130,7 @@ fn examples() -> Vec<(Kind, Choice)> {
         Kind::Dense(DType::Bf16),
         Kind::Dense(DType::F16),
         Kind::Dense(DType::F32),
-        Kind::Integers { bits: 4, group: 128 },
+        Kind::Integers { bits: 4, group: 128, highest: 15 },
         Kind::Floats { bits: 8, group: 128 },
         Kind::Trellis { bits: 3 },
     ];

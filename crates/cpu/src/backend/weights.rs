@@ -310,7 +310,7 @@ pub(crate) fn rotation<'a>(
 ) -> Option<[Option<Rotation<'a>>; 2]> {
     let fits = |block: usize| (2..=MAX_BLOCK).contains(&block);
     let rotation = |block: usize, scale: &'a Option<std::sync::Arc<[f32]>>| {
-        fits(block).then(|| Some(Rotation { block, scale: scale.as_deref() }))
+        fits(block).then_some(Some(Rotation { block, scale: scale.as_deref() }))
     };
     let before = match input {
         InputTransform::None => None,

@@ -17,6 +17,8 @@ pub enum Kind {
         bits: u32,
         /// Columns that share their factors.
         group: usize,
+        /// The highest integer, unsigned.
+        highest: u8,
     },
     /// Codes that are multiplied as floats.
     Floats {
@@ -40,7 +42,11 @@ pub fn kind_of(linear: &Linear) -> Result<Kind> {
         None => Kind::Decoded(Reason::UnsupportedGroup),
         Some(layout) => {
             let (bits, group) = (layout.bits(), layout.group());
-            if layout.mapping().is_integer() { Kind::Integers { bits, group } } else { Kind::Floats { bits, group } }
+            if layout.mapping().is_integer() {
+                Kind::Integers { bits, group, highest: layout.highest() }
+            } else {
+                Kind::Floats { bits, group }
+            }
         }
     };
     Ok(match &linear.weight {
@@ -63,7 +69,7 @@ impl Kind {
     pub fn describe(&self) -> String {
         match self {
             Kind::Dense(dtype) => format!("dense {dtype:?}").to_lowercase(),
-            Kind::Integers { bits, group } => format!("{bits}-bit integers, groups of {group}"),
+            Kind::Integers { bits, group, .. } => format!("{bits}-bit integers, groups of {group}"),
             Kind::Floats { bits, group } => format!("{bits}-bit floats, groups of {group}"),
             Kind::Trellis { bits } => format!("{bits}-bit trellis"),
             Kind::Decoded(reason) => format!("no kernel ({})", reason.code()),

@@ -10,6 +10,8 @@ use crate::{Level, Mode};
 pub enum Batch {
     /// Any.
     Any,
+    /// One.
+    Single,
     /// Up to a threshold.
     UpTo(fn(&Thresholds) -> usize, &'static str),
     /// Beyond a threshold.
@@ -23,6 +25,7 @@ impl Batch {
     pub fn has(&self, thresholds: &Thresholds, rows: usize) -> bool {
         match self {
             Batch::Any => true,
+            Batch::Single => rows == 1,
             Batch::UpTo(most, _) => rows <= most(thresholds),
             Batch::Beyond(below, _) => rows > below(thresholds),
             Batch::Between(below, most, _) => rows > below(thresholds) && rows <= most(thresholds),
@@ -33,6 +36,7 @@ impl Batch {
     pub fn describe(&self, thresholds: &Thresholds) -> String {
         match self {
             Batch::Any => "any".to_owned(),
+            Batch::Single => "1".to_owned(),
             Batch::UpTo(most, _) if most(thresholds) == 0 => "none".to_owned(),
             Batch::UpTo(most, _) => format!("1 to {}", most(thresholds)),
             Batch::Beyond(below, _) => format!("{} and more", below(thresholds) + 1),
@@ -44,7 +48,7 @@ impl Batch {
     /// The names of the thresholds that decide.
     pub fn decided_by(&self) -> Option<&'static str> {
         match self {
-            Batch::Any => None,
+            Batch::Any | Batch::Single => None,
             Batch::UpTo(_, name) | Batch::Beyond(_, name) | Batch::Between(_, _, name) => Some(name),
         }
     }
@@ -57,6 +61,8 @@ pub enum Needs {
     Nothing,
     /// Dot products of pairs of bf16.
     Bf16,
+    /// Dot products of bytes that take unsigned codes above 127.
+    UnsignedBytes,
     /// Registers enough to decode trellises while multiplying, and funnel shifts.
     FusedTrellis,
     /// Fast dot products of bytes, for trellises.
@@ -68,6 +74,7 @@ impl Needs {
         match self {
             Needs::Nothing => true,
             Needs::Bf16 => level.has_bf16(),
+            Needs::UnsignedBytes => level.has_unsigned_bytes(),
             Needs::FusedTrellis => Features::of(level).fused,
             Needs::TrellisBytes => Features::of(level).bytes,
         }
@@ -78,6 +85,7 @@ impl Needs {
         match self {
             Needs::Nothing => "any level",
             Needs::Bf16 => "bf16 dot products (AVX-512 BF16, NEON BF16)",
+            Needs::UnsignedBytes => "unsigned byte dot products (AVX-512 VNNI)",
             Needs::FusedTrellis | Needs::TrellisBytes => "AVX-512 with VBMI2 and VNNI",
         }
     }
@@ -133,7 +141,7 @@ fn is_trellis(kind: &Kind) -> bool {
 }
 
 /// Every kernel of a product with weights, in the order in which they are tried.
-pub const TABLE: [Entry; 12] = [
+pub const TABLE: [Entry; 14] = [
     Entry {
         kernel: "dense_gemv_bf16",
         weights: "bf16",
@@ -180,13 +188,31 @@ pub const TABLE: [Entry; 12] = [
         does: "tiles in f32, weights widened once for a panel",
     },
     Entry {
-        kernel: "grouped_bytes",
-        weights: "integers of 2 to 8 bits; tables that are integers (FP4)",
+        kernel: "grouped_gemv_bytes",
+        weights: "integers of 2 to 7 bits; tables of integers up to 127 (FP4)",
+        serves: |kind| matches!(kind, Kind::Integers { highest: ..=127, .. }),
+        fast: true,
+        batch: Batch::Single,
+        needs: Needs::Nothing,
+        does: "integer dot products straight from the codes, activations in bytes by blocks of 32",
+    },
+    Entry {
+        kernel: "grouped_gemv_bytes",
+        weights: "integers of 8 bits; tables of integers above 127",
+        serves: |kind| matches!(kind, Kind::Integers { highest: 128.., .. }),
+        fast: true,
+        batch: Batch::Single,
+        needs: Needs::UnsignedBytes,
+        does: "the same",
+    },
+    Entry {
+        kernel: "grouped_gemm_bytes",
+        weights: "integers of 2 to 8 bits; tables of integers (FP4)",
         serves: |kind| matches!(kind, Kind::Integers { .. }),
         fast: true,
         batch: Batch::Any,
         needs: Needs::Nothing,
-        does: "activations rounded to bytes by blocks of 32, integer dot products",
+        does: "codes unpacked to panels, integer dot products, activations in bytes by blocks of 32",
     },
     Entry {
         kernel: "grouped_f32",
@@ -307,8 +333,12 @@ mod tests {
 
     #[test]
     fn quantised_weights_by_kind() {
-        let (four, eight) = (Kind::Integers { bits: 4, group: 128 }, Kind::Floats { bits: 8, group: 128 });
-        assert_eq!(kernel(Level::Scalar, Mode::Fast, four, 500), "grouped_bytes");
+        let (four, eight) = (Kind::Integers { bits: 4, group: 128, highest: 15 }, Kind::Floats { bits: 8, group: 128 });
+        assert_eq!(kernel(Level::Scalar, Mode::Fast, four, 500), "grouped_gemm_bytes");
+        assert_eq!(kernel(Level::Avx2, Mode::Fast, four, 1), "grouped_gemv_bytes");
+        let wide = Kind::Integers { bits: 8, group: 32, highest: 255 };
+        assert_eq!(kernel(Level::Avx2, Mode::Fast, wide, 1), "grouped_gemm_bytes");
+        assert_eq!(kernel(Level::Avx512Bf16, Mode::Fast, wide, 1), "grouped_gemv_bytes");
         assert_eq!(kernel(Level::Scalar, Mode::Exact, four, 1), "grouped_f32");
         assert_eq!(kernel(Level::Scalar, Mode::Fast, eight, 1), "grouped_f32");
         assert_eq!(kernel(Level::Scalar, Mode::Fast, Kind::Trellis { bits: 3 }, 1), "trellis_gemm_i16");
@@ -324,7 +354,7 @@ mod tests {
         let kinds = [
             Kind::Dense(DType::F32),
             Kind::Dense(DType::Bf16),
-            Kind::Integers { bits: 5, group: 32 },
+            Kind::Integers { bits: 5, group: 32, highest: 31 },
             Kind::Floats { bits: 4, group: 16 },
             Kind::Trellis { bits: 8 },
             Kind::Decoded(Reason::UnsupportedTransform),
