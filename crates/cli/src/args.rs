@@ -1,7 +1,10 @@
 //! The command line: one declaration gives parsing, help and completions. Every option can also be set by an
 //! environment variable `MARLIN_*` where its help says so.
 
-use crate::commands::{bench, chat, completions, doctor, eval, inspect, list, logits, pull, rm, run, synthesise};
+use crate::commands::{
+    bench, chat, compare, completions, dequantise, doctor, eval, inspect, kernels, list, logits, pull, rm, run,
+    synthesise,
+};
 use crate::values::{self, Device, KvType};
 use clap::builder::FalseyValueParser;
 use clap::{Args, Parser, Subcommand};
@@ -22,9 +25,12 @@ pub enum Command {
     Run(Box<run::Args>),
     Chat(Box<chat::Args>),
     Inspect(inspect::Args),
+    Dequantise(dequantise::Args),
+    Compare(compare::Args),
     Eval(eval::Args),
     Logits(logits::Args),
     Bench(bench::Args),
+    Kernels(kernels::Args),
     Pull(pull::Args),
     List(list::Args),
     Rm(rm::Args),
@@ -47,7 +53,7 @@ pub struct EngineArgs {
     #[arg(long, env = "MARLIN_EXACT", value_parser = FalseyValueParser::new())]
     pub exact: bool,
     /// Element type of the KV memory; auto is bf16, or f32 with --exact
-    #[arg(long, value_name = "TYPE", env = "MARLIN_KV_TYPE", value_enum, default_value_t = KvType::Auto)]
+    #[arg(long, value_name = "TYPE", env = "MARLIN_KV_TYPE", default_value = "auto", value_parser = values::kv_type())]
     pub kv_type: KvType,
     /// Say what was loaded and which settings are used
     #[arg(short, long)]

@@ -1,7 +1,7 @@
 //! The backend that models run on.
 
 use crate::args::EngineArgs;
-use crate::values::{Device, KvType};
+use crate::values::Device;
 use marlin_cpu::{CpuBackend, CpuOptions};
 
 /// The one backend of this version.
@@ -10,11 +10,5 @@ pub type Backend = CpuBackend;
 /// Opens it as the options say.
 pub fn open(args: &EngineArgs) -> Backend {
     let Device::Cpu = args.device;
-    let kv = match args.kv_type {
-        KvType::Auto => marlin_cpu::KvType::Auto,
-        KvType::F32 => marlin_cpu::KvType::F32,
-        KvType::Bf16 => marlin_cpu::KvType::Bf16,
-        KvType::F16 => marlin_cpu::KvType::F16,
-    };
-    CpuBackend::new(CpuOptions { threads: args.threads, exact: args.exact, kv })
+    CpuBackend::new(CpuOptions { threads: args.threads, exact: args.exact, kv: args.kv_type })
 }

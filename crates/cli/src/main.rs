@@ -14,6 +14,7 @@ mod npy;
 mod output;
 mod progress;
 mod sampling;
+mod synthetic;
 mod values;
 
 use clap::Parser;

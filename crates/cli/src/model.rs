@@ -95,6 +95,14 @@ impl Loaded {
         self.engine.tokenizer().ok_or_else(|| no_tokenizer(&self.checkpoint))
     }
 
+    /// Says, if `verbose`, what was computed on slower paths than it might be.
+    pub fn say_fallbacks(&self, verbose: bool) {
+        if verbose {
+            let found = self.engine.backend().fallbacks().snapshot();
+            output::note(&output::fallbacks(&found).unwrap_or_else(|| "slower paths: none taken".to_owned()));
+        }
+    }
+
     /// The chat template, which must be there.
     pub fn template(&self) -> Result<&ChatTemplate> {
         let found = match self.template.get() {

@@ -53,6 +53,24 @@ pub fn bytes(number: u64) -> String {
     format!("{value:.1} TB")
 }
 
+/// What was computed on slower paths, if anything was.
+pub fn fallbacks(found: &marlin_cpu::fallback::Snapshot) -> Option<String> {
+    let last = found.last.as_ref()?;
+    let reasons: Vec<String> = found.by_reason.iter().map(|(code, n)| format!("{code} {}", grouped(*n))).collect();
+    let mixture = match last.experts {
+        0 => String::new(),
+        n => format!(", {} of {n} experts", last.top_k),
+    };
+    Some(format!(
+        "slower paths: {} products ({}); the last: {} for {} rows{mixture} ({})",
+        grouped(found.total),
+        reasons.join(", "),
+        last.module,
+        last.batch,
+        last.reason.code()
+    ))
+}
+
 /// `12.7 M`
 pub fn count(number: u64) -> String {
     let mut value = number as f64;

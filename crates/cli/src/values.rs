@@ -1,6 +1,8 @@
 //! Values of options.
 
 use clap::ValueEnum;
+use clap::builder::{PossibleValuesParser, TypedValueParser};
+pub use marlin_cpu::KvType;
 
 /// A number of tokens: `4096`, `32K`, `1M` (K and M are powers of 1024).
 pub fn tokens(text: &str) -> Result<usize, String> {
@@ -30,6 +32,14 @@ pub fn threads(text: &str) -> Result<usize, String> {
     text.parse().ok().filter(|n| *n <= MAX_THREADS).ok_or_else(wrong)
 }
 
+/// `A..B`, not empty.
+pub fn range(text: &str) -> Result<std::ops::Range<usize>, String> {
+    let wrong = || format!("expected A..B such as 0..8, with A less than B; found {text:?}");
+    let (from, to) = text.split_once("..").ok_or_else(wrong)?;
+    let range = from.parse().map_err(|_| wrong())?..to.parse().map_err(|_| wrong())?;
+    if range.is_empty() { Err(wrong()) } else { Ok(range) }
+}
+
 /// `ID=BIAS`; `-inf` forbids a token.
 pub fn logit_bias(text: &str) -> Result<(u32, f32), String> {
     let wrong = || format!("expected ID=BIAS such as 42=-1.5 or 42=-inf, found {text:?}");
@@ -55,17 +65,10 @@ pub enum Device {
     Cpu,
 }
 
-/// Element type of the KV memory.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum KvType {
-    /// bf16, or f32 with --exact.
-    Auto,
-    /// 32 bits.
-    F32,
-    /// bfloat16.
-    Bf16,
-    /// IEEE half precision.
-    F16,
+/// Element type of the KV memory: every one that the backend has.
+pub fn kv_type() -> impl TypedValueParser<Value = KvType> {
+    let named = |name: String| KvType::ALL.into_iter().find(|t| t.name() == name).unwrap_or_default();
+    PossibleValuesParser::new(KvType::ALL.map(KvType::name)).map(named)
 }
 
 /// `on` or `off`.
@@ -101,6 +104,8 @@ mod tests {
         }
         assert_eq!(logit_bias("42=-1.5"), Ok((42, -1.5)));
         assert_eq!(logit_bias("7=-inf"), Ok((7, f32::NEG_INFINITY)));
+        assert_eq!(range("2..5"), Ok(2..5));
+        assert!(range("5..5").is_err() && range("3").is_err() && range("a..b").is_err());
         assert!(logit_bias("x=1").is_err() && logit_bias("42").is_err());
         assert!(device("metal").unwrap_err().contains("CPU only"));
     }

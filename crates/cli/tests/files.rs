@@ -70,7 +70,22 @@ fn nothing_is_overwritten_by_made_up_checkpoints() {
 #[test]
 fn shells_complete_every_command() {
     let script = marlin(&["completions", "bash"]).ok();
-    for name in ["run", "chat", "inspect", "eval", "logits", "bench", "pull", "list", "rm", "doctor", "synthesise"] {
+    for name in [
+        "run",
+        "chat",
+        "inspect",
+        "dequantise",
+        "compare",
+        "kernels",
+        "eval",
+        "logits",
+        "bench",
+        "pull",
+        "list",
+        "rm",
+        "doctor",
+        "synthesise",
+    ] {
         assert!(script.contains(&format!("metal__marlin__subcmd__{name}")) || script.contains(name), "{name}");
     }
     assert!(script.contains("--repetition-penalty"));

@@ -134,7 +134,7 @@ fn speed_is_reported_whatever_it_is() {
     let error = marlin(&["bench", "latency", "--synthetic", "qwen9-9b"]).error(1);
     assert!(error.starts_with("no published sizes are known for \"qwen9-9b\"; known: llama-3.2-1b, "), "{error}");
     let error = marlin(&["bench", "latency", "--synthetic", "qwen3-8b:layer=2"]).error(1);
-    assert_eq!(error, "--synthetic: expected NAME or NAME:layers=N, found \"qwen3-8b:layer=2\"");
+    assert!(error.starts_with("--synthetic: expected NAME, NAME@SCHEME"), "{error}");
 }
 
 #[test]

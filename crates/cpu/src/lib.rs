@@ -16,7 +16,9 @@ pub mod attention;
 mod backend;
 pub mod bandwidth;
 mod buffer;
+pub mod fallback;
 pub mod grouped;
+pub mod kernels;
 pub mod linear;
 mod mat;
 pub mod ops;
@@ -25,6 +27,7 @@ pub mod simd;
 pub mod trellis;
 
 pub use backend::{CpuBackend, CpuBatch, CpuExperts, CpuKv, CpuLinear, CpuOptions, CpuRouting, KvType, Tensor};
+pub use kernels::Thresholds;
 pub use mat::{DType, Error, Mat, Mode, Result};
 pub use pool::Pool;
 pub use simd::Level;
@@ -33,20 +36,34 @@ pub use simd::Level;
 pub struct Cpu {
     pool: Pool,
     level: Level,
+    thresholds: Thresholds,
 }
 
 impl Cpu {
     /// `threads` threads (0: the physical cores) at the highest level of this machine, or at the level that the
-    /// environment variable `MARLIN_SIMD` names, where the machine has it.
+    /// environment variable `MARLIN_SIMD` names, where the machine has it. Thresholds are those that `bench kernels --save`
+    /// has saved, if it has.
     pub fn new(threads: usize) -> Cpu {
         let forced = std::env::var("MARLIN_SIMD").ok().and_then(|name| Level::parse(&name));
-        Cpu::with_level(threads, forced.unwrap_or_else(Level::best))
+        let cpu = Cpu::with_level(threads, forced.unwrap_or_else(Level::best));
+        let thresholds = kernels::saved(cpu.level).unwrap_or(cpu.thresholds);
+        cpu.with_thresholds(thresholds)
     }
 
-    /// As [`Cpu::new`], at this level, or at the highest one where the machine lacks it.
+    /// As [`Cpu::new`], at this level, or at the highest one where the machine lacks it, with its default thresholds.
     pub fn with_level(threads: usize, level: Level) -> Cpu {
         let level = if level.available() { level } else { Level::best() };
-        Cpu { pool: Pool::new(threads), level }
+        Cpu { pool: Pool::new(threads), level, thresholds: Thresholds::of(level) }
+    }
+
+    /// The same with other thresholds.
+    pub fn with_thresholds(self, thresholds: Thresholds) -> Cpu {
+        Cpu { thresholds: thresholds.within_limits(), ..self }
+    }
+
+    /// Where one kernel takes over from another.
+    pub fn thresholds(&self) -> &Thresholds {
+        &self.thresholds
     }
 
     /// The thread pool.

@@ -46,14 +46,7 @@ pub fn memory() -> Memory {
 
 /// What the processor is called.
 pub fn processor() -> String {
-    if cfg!(target_os = "macos") {
-        return sysctl("machdep.cpu.brand_string").unwrap_or_else(|| "unknown".to_owned());
-    }
-    let text = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-    let field = |name: &str| {
-        text.lines().find(|l| l.starts_with(name)).and_then(|l| l.split_once(':')).map(|(_, v)| v.trim().to_owned())
-    };
-    field("model name").or_else(|| field("Model")).unwrap_or_else(|| std::env::consts::ARCH.to_owned())
+    marlin_cpu::kernels::processor()
 }
 
 /// Logical processors that this process may use.

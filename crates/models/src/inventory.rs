@@ -87,17 +87,17 @@ impl Inventory {
     }
 
     /// Features `[out, in]` of a module.
-    pub(crate) fn features(&self, module: &str) -> Option<[usize; 2]> {
+    pub fn features(&self, module: &str) -> Option<[usize; 2]> {
         self.shapes.get(module).copied()
     }
 
     /// Values of the vector `name`.
-    pub(crate) fn length(&self, name: &str) -> Option<usize> {
+    pub fn length(&self, name: &str) -> Option<usize> {
         self.lengths.get(name).copied()
     }
 
     /// Sizes of a latent projection.
-    pub(crate) fn sizes(&self, module: &str) -> Option<LatentSizes> {
+    pub fn sizes(&self, module: &str) -> Option<LatentSizes> {
         self.latents.get(module).copied()
     }
 

@@ -6,6 +6,7 @@ use crate::model::{self, Prompt};
 use crate::progress::Bar;
 use crate::{ids, interrupt, output};
 use clap::{Subcommand, ValueEnum};
+use marlin_cpu::fallback::Snapshot;
 use marlin_engine::EngineOptions;
 use marlin_eval::{Perplexity, Protocol, perplexity};
 use serde::Serialize;
@@ -71,6 +72,8 @@ struct Report<'a> {
     exact: bool,
     #[serde(flatten)]
     result: &'a Perplexity,
+    /// Products that took a slower path.
+    fallbacks: Snapshot,
 }
 
 /// Tokens of a step; several windows share one.
@@ -117,12 +120,14 @@ fn ppl(args: &Ppl) -> Result<()> {
     });
     drop(bar);
     let result = result?;
+    loaded.say_fallbacks(args.engine.verbose);
     if args.json {
         return output::print_json(&Report {
             model: &loaded.checkpoint.name,
             dataset,
             exact: args.engine.exact,
             result: &result,
+            fallbacks: loaded.engine.backend().fallbacks().snapshot(),
         });
     }
     let bos = result.bos.map_or("no BOS".to_owned(), |id| format!("BOS {id} first"));

@@ -4,8 +4,8 @@ use crate::error::Result;
 use crate::{model, output};
 use marlin_backend::KvLayout;
 use marlin_checkpoint::{Checkpoint, Folder};
-use marlin_eval::Footprint;
 use marlin_eval::footprint::experts;
+use marlin_eval::{Breakdown, Footprint, ModuleLine};
 use marlin_models::Architecture;
 use output::{bytes, count, grouped};
 use serde::Serialize;
@@ -15,13 +15,16 @@ use serde::Serialize;
 pub struct Args {
     /// The model
     model: String,
-    /// List every tensor with its type and shape
+    /// List every module and how it is stored, then every tensor with its type and shape
     #[arg(long)]
     tensors: bool,
     /// Print one JSON object
     #[arg(long)]
     json: bool,
 }
+
+/// Characters of a whole bar.
+const BAR: f64 = 30.0;
 
 /// Small files that a checkpoint may have.
 const FILES: [&str; 6] = [
@@ -47,6 +50,9 @@ struct Report {
     #[serde(flatten)]
     footprint: Footprint,
     tensor_count: usize,
+    /// How the matrices are stored; empty where the tensors could not be understood.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    storage: Option<Breakdown>,
     #[serde(skip_serializing_if = "Option::is_none")]
     layers: Option<usize>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -65,6 +71,8 @@ struct Report {
     mtp_tensors: Vec<String>,
     /// Stored in f64, computed with in f32.
     converted_tensors: Vec<String>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    modules: Vec<ModuleLine>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     tensors: Vec<TensorLine>,
 }
@@ -134,6 +142,7 @@ impl Report {
             quantization,
             footprint: Footprint::of(config, store.as_ref(), &parts),
             tensor_count: store.tensors().len(),
+            storage: (!parts.modules.is_empty()).then(|| Breakdown::of(&parts.modules)),
             layers: info.map(|i| i.layers),
             hidden_size: info.map(|i| i.hidden),
             experts: experts(config).map(|(chosen, all)| Experts { chosen, all }),
@@ -143,6 +152,7 @@ impl Report {
             eos: generation.eos.clone(),
             bos: generation.bos,
             files: files(folder),
+            modules: if tensors { ModuleLine::all(&parts.modules) } else { Vec::new() },
             mtp_tensors: parts.mtp,
             converted_tensors: parts.converted,
             tensors: lines
@@ -171,6 +181,23 @@ impl Report {
         let dtypes: Vec<String> =
             f.dtypes.iter().map(|(name, t)| format!("{name} {} in {} tensors", bytes(t.bytes), t.tensors)).collect();
         line("weights", format!("{} ({})", bytes(f.bytes), dtypes.join(", ")));
+        if let Some(storage) = &self.storage {
+            let schemes = storage.schemes.iter().map(|s| format!("{} {} in {} modules", s.scheme, s.detail, s.modules));
+            line("stored as", schemes.collect::<Vec<_>>().join(", "));
+            let (all, inner) = (storage.bits_per_weight, storage.bits_per_inner_weight);
+            line("bits a weight", format!("{all:.2}; without the embedding and the output projection {inner:.2}"));
+            if !storage.groups.is_empty() {
+                let groups = storage.groups.iter().map(|(size, n)| format!("{size} ({} weights)", count(*n)));
+                line("groups of", groups.collect::<Vec<_>>().join(", "));
+            }
+            for (i, b) in storage.histogram.iter().enumerate() {
+                let bar = "#".repeat((BAR * b.share).round().max(1.0) as usize);
+                let bits = format!("{} bit{}", b.bits, if b.bits == 1 { "" } else { "s" });
+                let (weights, share) = (format!("{} weights", count(b.weights)), 100.0 * b.share);
+                let row = format!("{bits:<8}{weights:>16}{share:>7.1} %{:>10}  {bar}", bytes(b.bytes));
+                line(if i == 0 { "of which" } else { "" }, row);
+            }
+        }
         line("per token", format!("{} of weights are read", bytes(f.bytes_per_token)));
         if let (Some(layers), Some(hidden)) = (self.layers, self.hidden_size) {
             line("layers", format!("{layers}, hidden size {hidden}"));
@@ -197,12 +224,50 @@ impl Report {
         if !self.converted_tensors.is_empty() {
             line("converted", format!("{} tensors from f64 to f32", self.converted_tensors.len()));
         }
+        out += &module_table(&self.modules);
         for tensor in &self.tensors {
             let mtp = if self.mtp_tensors.contains(&tensor.name) { "  MTP" } else { "" };
             out.push_str(&format!("{:<5} {:<18} {}{mtp}\n", tensor.dtype, format!("{:?}", tensor.shape), tensor.name));
         }
         out
     }
+}
+
+/// A line for each module, under a heading.
+fn module_table(lines: &[ModuleLine]) -> String {
+    if lines.is_empty() {
+        return String::new();
+    }
+    let longest = lines.iter().map(|l| l.module.len()).max().unwrap_or(0).max(6);
+    let mut out = format!(
+        "{:<longest$}  {:<8} {:<14} {:>5} {:>6} {:>7}  {:<16} {:>9}\n",
+        "module", "scheme", "detail", "bits", "group", "bits/w", "shape", "bytes"
+    );
+    for l in lines {
+        let bits = match l.bits.iter().next() {
+            Some((bits, _)) if l.bits.len() == 1 => bits.to_string(),
+            _ => "mixed".to_owned(),
+        };
+        let group = l.group.map_or("-".to_owned(), |g| g.to_string());
+        let shape = format!("{:?}", l.shape);
+        let times = if l.modules > 1 { format!(" x{}", l.modules) } else { String::new() };
+        out += &format!(
+            "{:<longest$}  {:<8} {:<14} {bits:>5} {group:>6} {:>7.2}  {:<16} {:>9}",
+            l.module,
+            l.scheme,
+            l.detail,
+            l.bits_per_weight,
+            shape + &times,
+            bytes(l.bytes)
+        );
+        if l.bits.len() > 1 {
+            let each: Vec<String> = l.bits.iter().map(|(bits, n)| format!("{bits} bits x{n}")).collect();
+            out += &format!("  {}", each.join(", "));
+        }
+        out.push('\n');
+    }
+    out.push('\n');
+    out
 }
 
 fn files(folder: &Folder) -> Vec<&'static str> {

@@ -2,10 +2,13 @@
 
 pub mod bench;
 pub mod chat;
+pub mod compare;
 pub mod completions;
+pub mod dequantise;
 pub mod doctor;
 pub mod eval;
 pub mod inspect;
+pub mod kernels;
 pub mod list;
 pub mod logits;
 pub mod pull;
@@ -22,9 +25,12 @@ pub fn run(cli: Cli) -> Result<()> {
         Command::Run(args) => run::run(&args),
         Command::Chat(args) => chat::run(&args),
         Command::Inspect(args) => inspect::run(&args),
+        Command::Dequantise(args) => dequantise::run(&args),
+        Command::Compare(args) => compare::run(&args),
         Command::Eval(args) => eval::run(&args),
         Command::Logits(args) => logits::run(&args),
         Command::Bench(args) => bench::run(&args),
+        Command::Kernels(args) => kernels::run(&args),
         Command::Pull(args) => pull::run(&args),
         Command::List(args) => list::run(&args),
         Command::Rm(args) => rm::run(&args),

@@ -9,6 +9,7 @@ use crate::sampling::{self, SamplingArgs, StopArgs};
 use crate::values::Switch;
 use crate::{builtin, ids, interrupt, output};
 use marlin_checkpoint::text::{ChatOptions, Message};
+use marlin_cpu::fallback::Snapshot;
 use marlin_engine::{EngineOptions, FinishReason};
 use serde::Serialize;
 use std::io::{IsTerminal, Read};
@@ -68,6 +69,8 @@ struct Report<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     logprobs: Option<&'a [TokenLogprob]>,
     metrics: Metrics,
+    /// Products that took a slower path.
+    fallbacks: Snapshot,
 }
 
 pub fn run(args: &Args) -> Result<()> {
@@ -104,6 +107,7 @@ pub fn run(args: &Args) -> Result<()> {
         }
         output::note(&metrics.line());
     }
+    loaded.say_fallbacks(args.engine.verbose);
     watch.check()
 }
 
@@ -125,6 +129,7 @@ fn print_json(args: &Args, loaded: &Loaded, answer: &Answer, metrics: Metrics) -
         seed: answer.seed,
         logprobs: args.logprobs.map(|_| answer.logprobs.as_slice()),
         metrics,
+        fallbacks: loaded.engine.backend().fallbacks().snapshot(),
     })
 }
 

@@ -3,16 +3,11 @@
 use super::{CpuBackend, CpuBatch, CpuKv, CpuLinear, Tensor, shape};
 use crate::attention::{self, Expanded, LatentShape, Sequence, Span};
 use crate::grouped::ROWS;
+use crate::kernels::Thresholds;
 use crate::linear::{self, Job, Out, W};
 use crate::{Mode, ops};
 use marlin_backend::{Error, LatentForm, LinearHandle, Result};
 use marlin_checkpoint::LatentProjection;
-
-/// Fewer queries than this are never worth expanding, at any published size.
-const FEWEST_EXPANDED: usize = 384;
-
-/// Positions beyond which keys and values are not expanded: they would take too much memory.
-const LONGEST_EXPANDED: usize = 4096;
 
 /// The sizes of a latent attention layer.
 struct Sizes {
@@ -48,10 +43,11 @@ impl Sizes {
     /// Whether `rows` queries at the end of `positions` are less work against expanded keys and values. Counted are
     /// multiplications for each position: absorbed queries and values are `rank` wide instead of `nope` and `value`,
     /// while expanding takes a product with `kv_b_proj`.
-    fn expand(&self, rows: usize, positions: usize) -> bool {
+    fn expand(&self, limits: &Thresholds, rows: usize, positions: usize) -> bool {
         let rank = self.latent.rank;
         let saved = rows * (2 * rank).saturating_sub(self.nope + self.value);
-        rows >= FEWEST_EXPANDED && positions <= LONGEST_EXPANDED && saved > rank * (self.nope + self.value)
+        let few = rows < limits.latent_expand_rows || positions > limits.latent_expand_positions;
+        !few && saved > rank * (self.nope + self.value)
     }
 }
 
@@ -76,7 +72,7 @@ pub(super) fn attention(
         // One form for every batch keeps exact results independent of it.
         LatentForm::Auto => {
             let whole = matches!(kv_b, LatentProjection::Whole(_));
-            whole && b.mode == Mode::Fast && s.expand(span.rows, span.start + span.rows)
+            whole && b.mode == Mode::Fast && s.expand(b.cpu.thresholds(), span.rows, span.start + span.rows)
         }
     };
     let seqs = batch.spans.all();
@@ -165,6 +161,7 @@ fn per_head(
         }
         _ => {
             // Decoding takes the scratch memory too, so it comes first.
+            b.note_latent(w, rows);
             let w = w.whole(b)?;
             let mut scratch = b.scratch();
             let acts = scratch.first();

@@ -7,6 +7,7 @@ mod batch;
 mod kv;
 mod latent;
 mod products;
+mod slower;
 mod tensor;
 mod weights;
 
@@ -14,7 +15,9 @@ pub use batch::CpuBatch;
 pub use kv::CpuKv;
 pub use tensor::Tensor;
 pub use weights::CpuLinear;
+pub(crate) use weights::rotation;
 
+use crate::fallback::Fallbacks;
 use crate::linear::{ActsBuf, ExpertsBuf};
 use crate::ops::{self, RopeStyle};
 use crate::trellis::TrellisActsBuf;
@@ -42,6 +45,21 @@ pub enum KvType {
     F16,
 }
 
+impl KvType {
+    /// Every type.
+    pub const ALL: [KvType; 4] = [KvType::Auto, KvType::F32, KvType::Bf16, KvType::F16];
+
+    /// Its name on the command line.
+    pub fn name(self) -> &'static str {
+        match self {
+            KvType::Auto => "auto",
+            KvType::F32 => "f32",
+            KvType::Bf16 => "bf16",
+            KvType::F16 => "f16",
+        }
+    }
+}
+
 /// How a [`CpuBackend`] computes.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct CpuOptions {
@@ -61,6 +79,7 @@ pub struct CpuBackend {
     kv_dtype: DType,
     buffers: Buffers,
     scratch: Mutex<Scratch>,
+    fallbacks: Fallbacks,
 }
 
 /// Memory that operations need while they run.
@@ -115,7 +134,14 @@ impl CpuBackend {
             KvType::F16 => DType::F16,
         };
         let mode = if options.exact { Mode::Exact } else { Mode::Fast };
-        Self { cpu, mode, kv_dtype, buffers: Buffers::default(), scratch: Mutex::default() }
+        Self {
+            cpu,
+            mode,
+            kv_dtype,
+            buffers: Buffers::default(),
+            scratch: Mutex::default(),
+            fallbacks: Fallbacks::default(),
+        }
     }
 
     /// Threads and instruction set.

@@ -79,6 +79,7 @@ impl CpuBackend {
         let needs = |i: usize| Ok::<_, Error>(linears[i].weight()?.map_or(Needs::default(), |w| w.needs()));
         let own: Vec<usize> = jobs.iter().copied().filter(|i| !plain.contains(i)).collect();
         let inputs: Vec<Tensor> = own.iter().map(|i| self.input(&[(linears[*i], 0..x.rows)], x)).collect();
+        self.note_floats(linears, x.rows);
         let mut scratch = self.scratch();
         // Those whose input is changed have activations of their own.
         while scratch.acts.len() <= own.len() {
@@ -196,6 +197,7 @@ impl CpuBackend {
             return Ok(h);
         }
         let Some(mat) = w.plain()? else { return self.add(h, &self.one(w, x)?) };
+        self.note_floats(&[w], x.rows);
         let mut scratch = self.scratch();
         let acts = scratch.first().prepare(&self.cpu, self.mode, mat.needs(), x.values(), x.rows, x.cols, x.cols);
         let out = Out::new(h.values_mut(), mat.rows());
@@ -214,6 +216,7 @@ impl CpuBackend {
                 _ => Err(Error::shape("linears", 2, 0)),
             };
         };
+        self.note_floats(&[gate, up], x.rows);
         let mut out = self.buffers.tensor(x.rows, g.rows());
         let mut scratch = self.scratch();
         let needs = g.needs().or(u.needs());
@@ -239,6 +242,7 @@ impl CpuBackend {
             };
             plain.push(linear::Expert { gate, up, down });
         }
+        self.note_float_experts(experts, routing, x.rows);
         let route = Route { experts: &routing.experts, weights: &routing.weights, slots: routing.slots };
         let mut scratch = self.scratch();
         let buf = &mut scratch.experts;
@@ -257,6 +261,7 @@ impl CpuBackend {
         add: bool,
         mut h: Tensor,
     ) -> Result<Tensor> {
+        self.note_apart(experts, routing, x.rows);
         let (width, slots) = (x.cols, routing.slots);
         let mut order: Vec<usize> = (0..routing.experts.len()).collect();
         order.sort_by_key(|i| routing.experts[*i]);

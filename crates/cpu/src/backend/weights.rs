@@ -2,6 +2,7 @@
 //! once, what has no kernel through its reference decoder, some rows at a time.
 
 use super::{CpuBackend, Tensor, shape};
+use crate::fallback::Reason;
 use crate::grouped::GroupedMat;
 use crate::linear::{Job, Out, Tiles, W, linears};
 use crate::ops::hadamard::{MAX_BLOCK, Rotation};
@@ -118,6 +119,11 @@ impl CpuLinear {
             Kind::Grouped(mat) if !self.changes_input() && !self.changes_output() => Some(Tiles::all(mat)),
             _ => None,
         }
+    }
+
+    /// Whether codes are multiplied in f32 even in the fast mode.
+    pub(super) fn has_float_codes(&self) -> bool {
+        matches!(&self.kind, Kind::Grouped(mat) if !mat.layout().mapping().is_integer())
     }
 
     /// Whether inputs are transformed or padded.
@@ -259,6 +265,7 @@ impl CpuLinear {
         let Kind::Decoded(weight) = &self.kind else {
             return Err(Error::Unsupported { op: "linear", why: format!("{} has kernels of its own", self.name) });
         };
+        b.note_decoded(self, x.rows, reason(weight));
         const PANEL: usize = 256;
         let [height, width] = self.padded;
         let mut whole = b.buffers.tensor(x.rows, height);
@@ -291,11 +298,19 @@ impl CpuLinear {
     }
 }
 
+/// Why a weight has no kernel.
+fn reason(weight: &Weight) -> Reason {
+    if matches!(weight, Weight::Trellis(_)) { Reason::UnsupportedTransform } else { Reason::UnsupportedGroup }
+}
+
 /// The transforms as rotations, if they are such.
-fn rotation<'a>(input: &'a InputTransform, output: &'a OutputTransform) -> Option<[Option<Rotation<'a>>; 2]> {
+pub(crate) fn rotation<'a>(
+    input: &'a InputTransform,
+    output: &'a OutputTransform,
+) -> Option<[Option<Rotation<'a>>; 2]> {
     let fits = |block: usize| (2..=MAX_BLOCK).contains(&block);
     let rotation = |block: usize, scale: &'a Option<std::sync::Arc<[f32]>>| {
-        fits(block).then(|| Some(Rotation { block, scale: scale.as_deref() }))
+        fits(block).then_some(Some(Rotation { block, scale: scale.as_deref() }))
     };
     let before = match input {
         InputTransform::None => None,

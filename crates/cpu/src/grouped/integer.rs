@@ -296,12 +296,8 @@ impl Integer<'_> {
     /// outputs, and the level of `S` is available.
     pub unsafe fn run(&self, level: simd::Level) {
         let layout = self.w.layout();
-        let full = matches!(level, simd::Level::Avx512Bf16 | simd::Level::Scalar);
-        let highest = match &layout.mapping {
-            Mapping::Table { table, .. } => table.iter().copied().max().unwrap_or(0),
-            _ => (0xff_u32 >> (8 - layout.bits)) as u8,
-        };
-        let wide = highest > 127 && !full;
+        let full = level.has_unsigned_bytes();
+        let wide = layout.highest() > 127 && !full;
         let half = layout.group == 16;
         // SAFETY: this function's contract.
         unsafe {

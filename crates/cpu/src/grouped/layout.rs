@@ -62,6 +62,14 @@ impl Mapping {
         matches!(self, Mapping::Integer { .. } | Mapping::Table { .. })
     }
 
+    /// The highest integer of codes of so many bits, unsigned.
+    pub(crate) fn highest(&self, bits: u32) -> u8 {
+        match self {
+            Mapping::Table { table, .. } => table.iter().copied().max().unwrap_or(0),
+            _ => (0xff_u32 >> (8 - bits)) as u8,
+        }
+    }
+
     /// What is subtracted from every unsigned code.
     pub fn zero(&self) -> u8 {
         match self {
@@ -226,6 +234,11 @@ impl Layout {
     /// Bits of a code.
     pub fn bits(&self) -> u32 {
         self.bits
+    }
+
+    /// The highest unsigned integer that is multiplied.
+    pub(crate) fn highest(&self) -> u8 {
+        self.mapping.highest(self.bits)
     }
 
     /// What codes are multiplied as.

@@ -8,10 +8,8 @@ use crate::DType;
 use crate::simd::{self, Kernel, LANES, PAIRS, Simd, load_some};
 use std::marker::PhantomData;
 
-/// Up to this many rows of activations, each row of weights is read once and in order.
+/// The most rows of activations for which each row of weights may be read once and in order.
 pub(crate) const GEMV_ROWS: usize = 2;
-/// Up to this many rows of activations, weights are widened for each tile; beyond, once for all.
-const WIDEN_ROWS: usize = 8;
 /// Rows of activations that pass over a panel of weights before the next panel is taken.
 const ROW_BLOCK: usize = 96;
 /// Bytes of a row of activations that are multiplied before the next part of K is taken.
@@ -38,6 +36,10 @@ pub(crate) struct Block {
     pub k: usize,
     pub m: usize,
     pub n: usize,
+    /// Up to this many rows of activations each row of weights is read once and in order.
+    pub gemv: usize,
+    /// Up to this many rows of activations weights are widened for each tile; beyond, once for all.
+    pub widen: usize,
     pub out: *mut f32,
     /// Elements from row to row of `out`.
     pub ld: usize,
@@ -345,9 +347,9 @@ impl Block {
         let (x, x_ld) = (self.x.cast(), self.x_ld * 4);
         // SAFETY: the fields' promises.
         unsafe {
-            if self.m <= GEMV_ROWS {
+            if self.m <= self.gemv.min(GEMV_ROWS) {
                 self.gemv::<S, Single<E>>(x, x_ld);
-            } else if self.m <= WIDEN_ROWS {
+            } else if self.m <= self.widen {
                 self.gemm::<S, Single<E>, E>(x, x_ld);
             } else {
                 self.gemm::<S, Single<F32>, E>(x, x_ld);
@@ -435,7 +437,7 @@ impl Kernel for Block {
         // SAFETY: the fields' promises.
         unsafe {
             if S::BF16 && !self.x16.is_null() && self.dtype == DType::Bf16 {
-                if self.m <= GEMV_ROWS {
+                if self.m <= self.gemv.min(GEMV_ROWS) {
                     self.gemv::<S, Pairs>(self.x16, self.x16_ld);
                 } else {
                     self.gemm::<S, Pairs, Bf16>(self.x16, self.x16_ld);

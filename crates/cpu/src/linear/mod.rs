@@ -11,12 +11,12 @@ mod weight;
 pub use acts::{Acts, ActsBuf};
 pub use experts::{Expert, ExpertsBuf, Route, experts};
 pub use heads::{per_head, per_head_tiles, per_head_transposed};
-pub(crate) use kernel::{Bf16, Elem, F16, F32, SwiGlu, load_tail};
+pub(crate) use kernel::{Bf16, Elem, F16, F32, GEMV_ROWS, SwiGlu, load_tail};
 pub use weight::{Needs, Tiles, W};
 
 use crate::buffer::{Shared, scratch};
 use crate::mat::{at_least, same};
-use crate::simd::{self, Level};
+use crate::simd;
 use crate::{Cpu, Result};
 use std::marker::PhantomData;
 
@@ -99,7 +99,7 @@ impl<'a> Job<'a> {
     }
 
     /// Computes rows `m0..m0 + m`, columns `n0..n0 + n`.
-    fn part(&self, level: Level, m0: usize, m: usize, n0: usize, n: usize) {
+    fn part(&self, cpu: &Cpu, m0: usize, m: usize, n0: usize, n: usize) {
         let direct = !self.add && self.bias.is_none() && self.up.is_none();
         let panel = self.w.scratch().max(self.up.map_or(0, |up| up.scratch()));
         let side = if direct { 0 } else { m * n * 4 };
@@ -109,7 +109,7 @@ impl<'a> Job<'a> {
             unsafe {
                 let out = self.out.ptr.0.add(m0 * self.out.stride + n0);
                 let product = |w: &W<'_>, out: *mut f32, ld: usize| {
-                    w.product(level, &self.x, [m0, m], [n0, n], out, ld, mem);
+                    w.product(cpu, &self.x, [m0, m], [n0, n], out, ld, mem);
                 };
                 if direct {
                     product(&self.w, out, self.out.stride);
@@ -121,7 +121,7 @@ impl<'a> Job<'a> {
                 if let Some(up) = &self.up {
                     let u = mem.add(panel + side).cast::<f32>();
                     product(up, u, n);
-                    simd::run(level, SwiGlu { gate: y, up: u, n: m * n });
+                    simd::run(cpu.level, SwiGlu { gate: y, up: u, n: m * n });
                     y = u;
                 }
                 for r in 0..m {
@@ -172,7 +172,7 @@ pub(crate) fn run(cpu: &Cpu, jobs: &[Job<'_>]) {
         let (first, rows, cols, along) = plan[j];
         let job = &jobs[j];
         let (m0, n0) = ((t - first) / along * rows, (t - first) % along * cols);
-        job.part(cpu.level, m0, rows.min(job.x.m - m0), n0, cols.min(job.w.rows() - n0));
+        job.part(cpu, m0, rows.min(job.x.m - m0), n0, cols.min(job.w.rows() - n0));
     });
 }
 

@@ -2,8 +2,7 @@
 
 use crate::grouped::{self, Float, GroupedMat, Integer, ROWS, STARTS, Start};
 use crate::mat::at_least;
-use crate::simd::Level;
-use crate::{DType, Mat, Mode, Result};
+use crate::{Cpu, DType, Mat, Mode, Result};
 
 use super::{Acts, kernel};
 
@@ -161,7 +160,7 @@ impl<'a> W<'a> {
     #[allow(clippy::too_many_arguments)]
     pub(super) unsafe fn product(
         &self,
-        level: Level,
+        cpu: &Cpu,
         x: &Acts<'_>,
         [m0, m]: [usize; 2],
         [n0, n]: [usize; 2],
@@ -184,22 +183,25 @@ impl<'a> W<'a> {
                         k: x.k,
                         m,
                         n,
+                        gemv: cpu.thresholds.dense_gemv_rows,
+                        widen: cpu.thresholds.dense_widen_rows,
                         out,
                         ld,
                         scratch: mem,
                     };
-                    crate::simd::run(level, block);
+                    crate::simd::run(cpu.level, block);
                 }
                 W::Grouped(w) => {
                     let (mat, first, tiles) = (w.mat, w.first + n0 / ROWS, n.div_ceil(ROWS));
                     let bytes = x.bytes.filter(|_| mat.layout().mapping().is_integer()).map(|b| b.rows_from(m0, m));
                     match bytes.and_then(|x| Some((x, x.start(mat.layout().start())?))) {
                         Some((x, starts)) => {
-                            Integer { w: mat, first, tiles, x, starts, out, ld, scratch: mem }.run(level);
+                            Integer { w: mat, first, tiles, x, starts, out, ld, scratch: mem }.run(cpu.level);
                         }
                         None => {
                             let x_at = x.x.add(m0 * x.x_ld);
-                            Float { w: mat, first, tiles, x: x_at, x_ld: x.x_ld, m, out, ld, scratch: mem }.run(level);
+                            Float { w: mat, first, tiles, x: x_at, x_ld: x.x_ld, m, out, ld, scratch: mem }
+                                .run(cpu.level);
                         }
                     }
                 }

@@ -99,6 +99,11 @@ impl Level {
         Level::ALL.into_iter().rev().find(|l| l.available()).unwrap_or(Level::Scalar)
     }
 
+    /// Whether dot products of bytes take unsigned codes above 127 without a detour.
+    pub(crate) fn has_unsigned_bytes(self) -> bool {
+        matches!(self, Level::Avx512Bf16 | Level::Scalar)
+    }
+
     /// Whether the level multiplies `bf16` pairs in hardware.
     pub fn has_bf16(self) -> bool {
         matches!(self, Level::Avx512Bf16 | Level::NeonBf16)

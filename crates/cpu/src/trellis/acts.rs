@@ -14,7 +14,7 @@ pub(super) const BLOCK16: usize = 64;
 pub(super) const BLOCK8: usize = 512;
 /// The largest sum of magnitudes in a block of 16-bit activations: times the largest weight (32752) below 2^31.
 const MOST16: f32 = 65_500.0;
-/// Up to this many rows, fast products take 16-bit activations.
+/// The most rows that decoding is fused with the product for.
 pub const GEMV_ROWS: usize = 4;
 
 /// How activations are rounded.
@@ -34,7 +34,7 @@ impl Precision {
     pub fn of(cpu: &Cpu, mode: Mode, rows: usize) -> Precision {
         match mode {
             Mode::Exact => Precision::Exact,
-            Mode::Fast if rows <= GEMV_ROWS => Precision::Int16,
+            Mode::Fast if rows <= cpu.thresholds.trellis_fine_rows => Precision::Int16,
             Mode::Fast => Precision::Int8.on(Isa::of(cpu.level)),
         }
     }

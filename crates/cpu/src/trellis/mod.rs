@@ -28,3 +28,20 @@ pub use acts::{GEMV_ROWS, Precision, TrellisActs, TrellisActsBuf};
 pub use decode::ByteScale;
 pub use job::{TrellisJob, trellis_linears};
 pub use layout::TrellisMat;
+
+/// What a level's products of trellises can do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Features {
+    /// Decoding is fused with the product for few rows (registers enough, funnel shifts).
+    pub fused: bool,
+    /// Bytes are multiplied at full speed.
+    pub bytes: bool,
+}
+
+impl Features {
+    /// Of a level on this machine.
+    pub fn of(level: crate::Level) -> Features {
+        let isa = lanes::Isa::of(level);
+        Features { fused: isa.is_wide(), bytes: isa.has_bytes() }
+    }
+}

@@ -1,45 +1,31 @@
-//! `bench`: how fast a model runs here.
+//! `bench latency`: how fast a model runs here.
 
-use super::doctor;
+use super::super::doctor;
 use crate::args::{ContextArgs, EngineArgs};
-use crate::error::{Failure, Result};
+use crate::error::Result;
 use crate::model::{self, Loaded, Prompt};
 use crate::progress::Bar;
-use crate::{builtin, interrupt, output};
-use clap::Subcommand;
-use marlin_checkpoint::{Checkpoint, Folder, Synthetic};
+use crate::{builtin, interrupt, output, synthetic};
+use marlin_cpu::fallback::Snapshot;
 use marlin_cpu::{Cpu, bandwidth};
 use marlin_engine::EngineOptions;
 use marlin_eval::{Footprint, Latency, LatencyOptions, Summary, latency, machine};
-use marlin_models::{Architecture, published};
 use output::{bytes, rate};
 use serde::Serialize;
-use std::sync::Arc;
 use std::time::Instant;
-
-/// Measure how fast a model runs
-#[derive(Debug, clap::Args)]
-pub struct Args {
-    #[command(subcommand)]
-    what: What,
-}
-
-#[derive(Debug, Subcommand)]
-enum What {
-    Latency(LatencyArgs),
-}
 
 /// One request at a time: prefill and decode tokens a second
 ///
 /// Prefill is timed on a prompt of its own; decode on tokens generated after --depth tokens of context. With --synthetic
 /// the weights are random and nothing is downloaded, so that a model's speed can be known before the model is there.
 #[derive(Debug, clap::Args)]
-struct LatencyArgs {
+pub struct Args {
     /// The model
     #[arg(default_value = builtin::NAME, conflicts_with = "synthetic")]
     model: String,
-    /// A published model's sizes with random bf16 weights, such as qwen3-8b; NAME:layers=N takes the first N layers
-    #[arg(long, value_name = "NAME")]
+    /// A published model's sizes with random weights, such as qwen3-8b (bf16) or glm-4.7-flash@fp4:layers=6 (a
+    /// quantisation scheme, and the first layers only)
+    #[arg(long, value_name = "NAME[@SCHEME][:layers=N]")]
     synthetic: Option<String>,
     /// Tokens of the prompt; 0 to skip prefill
     #[arg(long, value_name = "N", default_value = "512", value_parser = crate::values::tokens)]
@@ -87,23 +73,19 @@ struct Report {
     bandwidth_share: Option<f64>,
     load_seconds: f64,
     peak_memory_bytes: Option<u64>,
+    /// Products that took a slower path in the counted rounds and those for warming up.
+    fallbacks: Snapshot,
     #[serde(skip_serializing_if = "Option::is_none")]
     note: Option<String>,
 }
 
 pub fn run(args: &Args) -> Result<()> {
-    match &args.what {
-        What::Latency(args) => run_latency(args),
-    }
-}
-
-fn run_latency(args: &LatencyArgs) -> Result<()> {
     let longest = args.prompt.max(args.depth.max(1) + args.generate) + 1;
     let context = ContextArgs { context: None, kv_tokens: Some(longest) };
     let options = EngineOptions { max_batch: 1, prefix_cache: false, ..EngineOptions::default() };
     let started = Instant::now();
     let checkpoint = match &args.synthetic {
-        Some(name) => synthetic(name)?,
+        Some(name) => synthetic::Model::parse("--synthetic", name)?.checkpoint()?,
         None => model::open(&args.model)?,
     };
     let loaded = model::load_checkpoint(checkpoint, &args.engine, &context, options, Prompt::Ids, started)?;
@@ -127,6 +109,7 @@ fn run_latency(args: &LatencyArgs) -> Result<()> {
     let latency = latency?;
     // Measuring the memory takes memory itself: only now, and without the model.
     let peak = machine::peak_memory();
+    let fallbacks = engine.backend().fallbacks().snapshot();
     drop(engine);
     let name = checkpoint.name.clone();
     drop(checkpoint);
@@ -150,6 +133,7 @@ fn run_latency(args: &LatencyArgs) -> Result<()> {
         bandwidth_share: share,
         load_seconds: load.as_secs_f64(),
         peak_memory_bytes: peak,
+        fallbacks,
         note: share.and_then(|share| remark(share, per_token)),
     };
     if args.json { output::print_json(&report) } else { output::print(&report.text()) }
@@ -167,23 +151,6 @@ fn remark(share: f64, bytes_per_token: u64) -> Option<String> {
             100.0 * EXPECTED_SHARE
         )
     })
-}
-
-/// Random weights of published sizes: `NAME` or `NAME:layers=N`.
-fn synthetic(text: &str) -> Result<Checkpoint> {
-    let (name, layers) = match text.split_once(':') {
-        None => (text, None),
-        Some((name, rest)) => {
-            let layers = rest.strip_prefix("layers=").and_then(|n| n.parse().ok()).filter(|n| *n > 0);
-            let wrong = || Failure::text(format!("--synthetic: expected NAME or NAME:layers=N, found {text:?}"));
-            (name, Some(layers.ok_or_else(wrong)?))
-        }
-    };
-    let config = published(name, layers)?;
-    let tensors = Architecture::parse(&config)?.inventory().required().to_vec();
-    let store = Arc::new(Synthetic::random(tensors, 0));
-    let folder = Folder::Embedded { name: "synthetic", files: &[] };
-    Ok(Checkpoint::from_parts(format!("{text} (random weights)"), config, store, folder)?)
 }
 
 impl Report {
@@ -227,6 +194,9 @@ impl Report {
             out += &format!(", peak memory {}", bytes(peak));
         }
         out.push('\n');
+        if let Some(text) = output::fallbacks(&self.fallbacks) {
+            out += &format!("{text}\n");
+        }
         if let Some(note) = &self.note {
             out += &format!("note: {note}\n");
         }

@@ -1,0 +1,128 @@
+//! Counts of products that took a slower path than the kernels made for speed.
+
+use serde::Serialize;
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
+
+/// Why a slower path was taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Reason {
+    /// No kernel serves groups of the weight's size: rows are decoded and multiplied in f32.
+    UnsupportedGroup,
+    /// No kernel serves what stands around a trellis: the same.
+    UnsupportedTransform,
+    /// Codes that are no small integers (8-bit floats, tables of fractions): multiplied in f32, not in bytes.
+    FloatCodes,
+    /// Experts of a layer differ so that they cannot share a parallel region: one after another.
+    MixedExperts,
+    /// A latent projection whose heads are not whole tiles of codes: decoded once, then used in f32.
+    LatentNotSplit,
+}
+
+impl Reason {
+    /// Every reason.
+    pub const ALL: [Reason; 5] = [
+        Reason::UnsupportedGroup,
+        Reason::UnsupportedTransform,
+        Reason::FloatCodes,
+        Reason::MixedExperts,
+        Reason::LatentNotSplit,
+    ];
+
+    /// Its code in reports.
+    pub fn code(self) -> &'static str {
+        match self {
+            Reason::UnsupportedGroup => "unsupported_group",
+            Reason::UnsupportedTransform => "unsupported_transform",
+            Reason::FloatCodes => "float_codes",
+            Reason::MixedExperts => "mixed_experts",
+            Reason::LatentNotSplit => "latent_not_split",
+        }
+    }
+}
+
+/// A product that took a slower path.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Fallback {
+    /// Why.
+    pub reason: Reason,
+    /// The layer; of experts, the first one's.
+    pub module: String,
+    /// Rows of activations.
+    pub batch: usize,
+    /// Experts chosen for each row; 0 outside mixtures.
+    pub top_k: usize,
+    /// Experts of the layer; 0 outside mixtures.
+    pub experts: usize,
+}
+
+/// What has been counted.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Snapshot {
+    /// Products on a slower path.
+    pub total: u64,
+    /// The same by the code of the reason, without those that never occurred.
+    pub by_reason: BTreeMap<&'static str, u64>,
+    /// The last one.
+    pub last: Option<Fallback>,
+}
+
+/// The counters.
+#[derive(Default)]
+pub struct Fallbacks {
+    counts: [AtomicU64; Reason::ALL.len()],
+    last: Mutex<Option<Fallback>>,
+}
+
+impl Fallbacks {
+    pub(crate) fn note(&self, fallback: Fallback) {
+        self.counts[fallback.reason as usize].fetch_add(1, Ordering::Relaxed);
+        *self.last.lock().unwrap_or_else(PoisonError::into_inner) = Some(fallback);
+    }
+
+    /// What has been counted since the start or the last [`Fallbacks::reset`].
+    pub fn snapshot(&self) -> Snapshot {
+        let counts = Reason::ALL.map(|r| (r.code(), self.counts[r as usize].load(Ordering::Relaxed)));
+        Snapshot {
+            total: counts.iter().map(|(_, n)| n).sum(),
+            by_reason: counts.into_iter().filter(|(_, n)| *n > 0).collect(),
+            last: self.last.lock().unwrap_or_else(PoisonError::into_inner).clone(),
+        }
+    }
+
+    /// Begins to count anew.
+    pub fn reset(&self) {
+        self.counts.iter().for_each(|n| n.store(0, Ordering::Relaxed));
+        *self.last.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_noted_is_counted_until_it_is_reset() {
+        let counters = Fallbacks::default();
+        assert_eq!(counters.snapshot(), Snapshot::default());
+        let of = |reason, batch| Fallback { reason, module: "m".into(), batch, top_k: 4, experts: 64 };
+        counters.note(of(Reason::LatentNotSplit, 1));
+        counters.note(of(Reason::FloatCodes, 2));
+        counters.note(of(Reason::FloatCodes, 3));
+        let found = counters.snapshot();
+        assert_eq!((found.total, found.by_reason["float_codes"], found.by_reason.len()), (3, 2, 2));
+        assert_eq!(found.last, Some(of(Reason::FloatCodes, 3)));
+        counters.reset();
+        assert_eq!(counters.snapshot(), Snapshot::default());
+    }
+
+    #[test]
+    fn codes_are_those_of_the_serialised_form() {
+        for (i, reason) in Reason::ALL.into_iter().enumerate() {
+            assert_eq!(reason as usize, i);
+            assert_eq!(serde_json::to_value(reason).unwrap(), reason.code());
+        }
+    }
+}
