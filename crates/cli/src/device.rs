@@ -15,6 +15,8 @@ pub fn open(args: &EngineArgs) -> Backend {
         KvType::F32 => marlin_cpu::KvType::F32,
         KvType::Bf16 => marlin_cpu::KvType::Bf16,
         KvType::F16 => marlin_cpu::KvType::F16,
+        KvType::Int8 => marlin_cpu::KvType::Int8,
+        KvType::Fp8 => marlin_cpu::KvType::Fp8,
     };
     CpuBackend::new(CpuOptions { threads: args.threads, exact: args.exact, kv })
 }

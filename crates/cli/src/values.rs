@@ -66,6 +66,10 @@ pub enum KvType {
     Bf16,
     /// IEEE half precision.
     F16,
+    /// 8-bit integers with a scale for each vector.
+    Int8,
+    /// 8-bit floats (E4M3) with a scale for each vector.
+    Fp8,
 }
 
 /// `on` or `off`.

@@ -5,7 +5,7 @@
 
 use marlin_checkpoint::weight::Codebook;
 use marlin_checkpoint::{DType as StoredType, Tensor, TensorInfo, Trellis};
-use marlin_cpu::attention::{KvShape, LatentShape, Sequence, Span, attention, latent_attention};
+use marlin_cpu::attention::{KvShape, LatentShape, Sequence, Span, Stored, attention, latent_attention};
 use marlin_cpu::linear::{ActsBuf, Job, Needs, Out, linears};
 use marlin_cpu::ops::hadamard::Rotation;
 use marlin_cpu::trellis::{Precision, TrellisActsBuf, TrellisJob, TrellisMat, trellis_linears};
@@ -90,14 +90,18 @@ fn gemm(cpu: &Cpu, peak: (f64, f64)) -> Result<()> {
     Ok(())
 }
 
-/// Qwen3-0.6B's attention (16 heads, 8 of keys and values, 128 each) and GLM-4.7-Flash's (20 heads, latents of 512 + 64).
+/// Attention of Qwen3-0.6B and 1.7B (16 heads, 8 of keys and values, 128 each) and GLM-4.7-Flash's (20 heads, latents of 512 + 64).
 fn attention_of_models(cpu: &Cpu, bandwidth: f64, peak: (f64, f64)) -> Result<()> {
     const LAYERS: usize = 28;
-    let shape = KvShape { kv_heads: 8, k_dim: 128, v_dim: 128, block: 32, dtype: DType::Bf16 };
-    for mode in [Mode::Fast, Mode::Exact] {
-        for (rows, context) in [(1, 1000), (1, 8000), (4, 1000), (512, 512), (512, 2048)] {
+    for (mode, stored) in [Mode::Fast, Mode::Exact]
+        .into_iter()
+        .flat_map(|mode| [DType::Bf16.into(), Stored::Int8, Stored::Fp8].map(|stored| (mode, stored)))
+    {
+        let shape = KvShape { kv_heads: 8, k_dim: 128, v_dim: 128, block: 32, stored };
+        for (rows, context) in [(1, 1000), (1, 4000), (4, 1000), (512, 512), (512, 2048)] {
             let blocks = context / 32 + 1;
             let layers = if rows == 1 { LAYERS } else { 1 };
+            // The factors of bytes are of these halves too: about 0.01 each.
             let k = bf16_bytes(layers * blocks * shape.k_block_bytes() / 2);
             let v = bf16_bytes(layers * blocks * shape.v_block_bytes() / 2);
             let q = vec![0.01f32; rows * 16 * 128];
@@ -110,12 +114,12 @@ fn attention_of_models(cpu: &Cpu, bandwidth: f64, peak: (f64, f64)) -> Result<()
                 }
                 Ok(())
             })?;
-            let bytes = (layers * context * 8 * 128 * 2 * 2) as f64;
+            let bytes = (layers * context * (shape.k_block_bytes() + shape.v_block_bytes()) / 32) as f64;
             let pairs = (context * rows - rows * (rows - 1) / 2) as f64;
             let flops = layers as f64 * pairs * 16.0 * 128.0 * 4.0;
-            let top = if mode == Mode::Fast { peak.1 } else { peak.0 };
+            let top = if mode == Mode::Fast && !stored.scaled() { peak.1 } else { peak.0 };
             println!(
-                "attention {mode:?} {rows} rows, context {context}: {:.0} us a layer, {:.1} GB/s ({:.0}%), {:.0} GFLOP/s ({:.0}%)",
+                "attention {mode:?} {stored:?} {rows} rows, context {context}: {:.0} us a layer, {:.1} GB/s ({:.0}%), {:.0} GFLOP/s ({:.0}%)",
                 t / layers as f64 * 1e6,
                 bytes / t / 1e9,
                 100.0 * bytes / t / bandwidth,
@@ -123,7 +127,9 @@ fn attention_of_models(cpu: &Cpu, bandwidth: f64, peak: (f64, f64)) -> Result<()
                 100.0 * flops / t / top
             );
         }
-        let shape = LatentShape { rank: 512, rope: 64, block: 32, dtype: DType::Bf16 };
+    }
+    for mode in [Mode::Fast, Mode::Exact] {
+        let shape = LatentShape { rank: 512, rope: 64, block: 32, stored: DType::Bf16.into() };
         let pool = bf16_bytes(32 * shape.block_bytes() / 2);
         let table: Vec<u32> = (0..32).collect();
         for rows in [1, 16] {

@@ -15,6 +15,7 @@ pub use kv::CpuKv;
 pub use tensor::Tensor;
 pub use weights::CpuLinear;
 
+use crate::attention::Stored;
 use crate::linear::{ActsBuf, ExpertsBuf};
 use crate::ops::{self, RopeStyle};
 use crate::trellis::TrellisActsBuf;
@@ -40,6 +41,10 @@ pub enum KvType {
     Bf16,
     /// Half precision.
     F16,
+    /// Signed bytes; a key, a value, or 128 values of a latent share a scale.
+    Int8,
+    /// E4M3 bytes, scaled likewise.
+    Fp8,
 }
 
 /// How a [`CpuBackend`] computes.
@@ -58,7 +63,7 @@ pub struct CpuOptions {
 pub struct CpuBackend {
     cpu: Cpu,
     mode: Mode,
-    kv_dtype: DType,
+    kv_stored: Stored,
     buffers: Buffers,
     scratch: Mutex<Scratch>,
 }
@@ -108,14 +113,16 @@ impl CpuBackend {
 
     /// The same on a given pool and level; `options.threads` is not used.
     pub fn on(cpu: Cpu, options: CpuOptions) -> Self {
-        let kv_dtype = match options.kv {
-            KvType::Auto if options.exact => DType::F32,
-            KvType::Auto | KvType::Bf16 => DType::Bf16,
-            KvType::F32 => DType::F32,
-            KvType::F16 => DType::F16,
+        let kv_stored = match options.kv {
+            KvType::Auto if options.exact => DType::F32.into(),
+            KvType::Auto | KvType::Bf16 => DType::Bf16.into(),
+            KvType::F32 => DType::F32.into(),
+            KvType::F16 => DType::F16.into(),
+            KvType::Int8 => Stored::Int8,
+            KvType::Fp8 => Stored::Fp8,
         };
         let mode = if options.exact { Mode::Exact } else { Mode::Fast };
-        Self { cpu, mode, kv_dtype, buffers: Buffers::default(), scratch: Mutex::default() }
+        Self { cpu, mode, kv_stored, buffers: Buffers::default(), scratch: Mutex::default() }
     }
 
     /// Threads and instruction set.
@@ -162,11 +169,11 @@ impl Backend for CpuBackend {
     }
 
     fn kv(&self, spec: KvSpec) -> Result<CpuKv> {
-        CpuKv::new(spec, self.kv_dtype)
+        CpuKv::new(spec, self.kv_stored)
     }
 
     fn kv_bytes(&self, spec: &KvSpec) -> usize {
-        spec.values() * self.kv_dtype.size()
+        kv::bytes(spec, self.kv_stored)
     }
 
     fn begin(&self, step: &Step, kv: &CpuKv, previous: Option<&Self::Samples>) -> Result<CpuBatch> {

@@ -78,7 +78,7 @@ impl GroupedMat {
         }
         let sample = weight.rows(0..granule.min(rows))?;
         let Some(layout) = Layout::of(&sample, rows) else { return Ok(None) };
-        let mut data = Pages::new(layout.bytes())?;
+        let mut data = Pages::new("a weight", layout.bytes())?;
         let base = Shared(data.ptr_mut());
         // Whole tiles that are whole granules, a few at a time.
         let piece = (ROWS..).step_by(ROWS).find(|n| n.is_multiple_of(granule)).unwrap_or(ROWS);
