@@ -23,7 +23,7 @@ fn stored_values(x: &[f32], width: usize, stored: Stored) -> Vec<f32> {
 
 fn stored_bytes(v: &[f32], stored: Stored) -> Vec<f32> {
     let numbers: Vec<f32> = match stored {
-        Stored::Fp8 => (0..=0x7eu8).map(e4m3).collect(),
+        Stored::Fp8 => std::iter::once(0).chain(8..=0x7eu8).map(e4m3).collect(),
         _ => (0..=127).map(|i| i as f32).collect(),
     };
     let top = numbers[numbers.len() - 1];
@@ -31,12 +31,13 @@ fn stored_bytes(v: &[f32], stored: Stored) -> Vec<f32> {
     let (scale, inverse) = if most > 0.0 { (most / top, top / most) } else { (0.0, 0.0) };
     let nearest = |x: f32| {
         let wanted = f64::from((x * inverse).abs());
+        let odd = |i: &usize| if stored == Stored::Fp8 { i.saturating_sub(1) % 2 } else { i % 2 };
         let off = |i: &usize| (f64::from(numbers[*i]) - wanted).abs();
-        // Of two numbers as near, the one with an even code.
-        let code = (0..numbers.len()).min_by(|a, b| off(a).total_cmp(&off(b)).then((a % 2).cmp(&(b % 2)))).unwrap();
+        // Of two numbers as near, the one with an even code (the second E4M3 number is the code 8).
+        let code = (0..numbers.len()).min_by(|a, b| off(a).total_cmp(&off(b)).then(odd(a).cmp(&odd(b)))).unwrap();
         let found = numbers[code].copysign(x) * scale;
         let bound = match stored {
-            Stored::Fp8 => (x.abs() / 16.0).max(most / 448.0 / 1024.0),
+            Stored::Fp8 => (x.abs() / 16.0).max(most / 448.0 / 128.0),
             _ => most / 254.0,
         };
         assert!((found - x).abs() <= bound * (1.0 + 1e-4), "{x} is stored as {found}, most {most}, {stored:?}");
