@@ -229,7 +229,7 @@ fn bad_requests_are_refused() {
         (vec!["x", "--context", "-3"], "unexpected argument '-3' found"),
         (vec!["x", "--kv-tokens", "many"], "expected a number of tokens such as 4096 or 32K, found \"many\""),
         (vec!["x", "--threads", "100000"], "expected a number of threads from 0 to 1024, found \"100000\""),
-        (vec!["x", "--kv-type", "int4"], "[possible values: auto, f32, bf16, f16]"),
+        (vec!["x", "--kv-type", "int4"], "[possible values: auto, f32, bf16, f16, int8, fp8]"),
         (vec!["x", "--greedy", "--top-k", "3"], "cannot be used with '--top-k <K>'"),
         (vec!["x", "--no-such-option"], "unexpected argument '--no-such-option' found"),
     ] {

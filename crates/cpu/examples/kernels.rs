@@ -5,12 +5,13 @@
 
 use marlin_checkpoint::weight::{Codebook, ScaleTree, ScaleType, Scales, ValueMap, Zero};
 use marlin_checkpoint::{DType as StoredType, Grouped, Tensor, TensorInfo, Trellis};
-use marlin_cpu::attention::{KvShape, LatentShape, Sequence, Span, attention, latent_attention};
+use marlin_cpu::attention::{KvShape, LatentShape, Sequence, Span, Stored, attention, latent_attention};
 use marlin_cpu::grouped::GroupedMat;
 use marlin_cpu::linear::{ActsBuf, Job, Needs, Out, Tiles, W, linears};
 use marlin_cpu::ops::hadamard::Rotation;
 use marlin_cpu::trellis::{Precision, TrellisActsBuf, TrellisJob, TrellisMat, trellis_linears};
 use marlin_cpu::{Cpu, DType, Level, Mat, Mode, Result, bandwidth};
+use memmap2::MmapMut;
 use std::time::Instant;
 
 /// The best time of several runs, in seconds.
@@ -26,7 +27,16 @@ fn best(runs: usize, mut f: impl FnMut() -> Result<()>) -> Result<f64> {
 }
 
 fn bf16_bytes(n: usize) -> Vec<u8> {
-    (0..n).flat_map(|i| (0x3c00u16 | (i * 37 % 256) as u16 | ((i as u16 & 8) << 12)).to_le_bytes()).collect()
+    (0..n).flat_map(|i| (0x3c08u16 | (i * 37 % 256) as u16 | ((i as u16 & 8) << 12)).to_le_bytes()).collect()
+}
+
+/// The same in memory as the backend's KV pool is: large pages where the system has them.
+fn kv_bytes(n: usize) -> std::io::Result<MmapMut> {
+    let mut memory = MmapMut::map_anon(2 * n)?;
+    #[cfg(target_os = "linux")]
+    memory.advise(memmap2::Advice::HugePage).ok();
+    memory.copy_from_slice(&bf16_bytes(n));
+    Ok(memory)
 }
 
 fn gemv(cpu: &Cpu, bandwidth: f64) -> Result<()> {
@@ -91,16 +101,20 @@ fn gemm(cpu: &Cpu, peak: (f64, f64)) -> Result<()> {
     Ok(())
 }
 
-/// Qwen3-0.6B's attention (16 heads, 8 of keys and values, 128 each) and GLM-4.7-Flash's (20 heads, latents of 512 + 64).
+/// Attention of Qwen3-0.6B and 1.7B (16 heads, 8 of keys and values, 128 each) and GLM-4.7-Flash's (20 heads, latents of 512 + 64).
 fn attention_of_models(cpu: &Cpu, bandwidth: f64, peak: (f64, f64)) -> Result<()> {
     const LAYERS: usize = 28;
-    let shape = KvShape { kv_heads: 8, k_dim: 128, v_dim: 128, block: 32, dtype: DType::Bf16 };
-    for mode in [Mode::Fast, Mode::Exact] {
-        for (rows, context) in [(1, 1000), (1, 8000), (4, 1000), (512, 512), (512, 2048)] {
+    for (mode, stored) in [Mode::Fast, Mode::Exact]
+        .into_iter()
+        .flat_map(|mode| [DType::Bf16.into(), Stored::Int8, Stored::Fp8].map(|stored| (mode, stored)))
+    {
+        let shape = KvShape { kv_heads: 8, k_dim: 128, v_dim: 128, block: 32, stored };
+        for (rows, context) in [(1, 1000), (1, 4000), (4, 1000), (512, 512), (512, 2048)] {
             let blocks = context / 32 + 1;
             let layers = if rows == 1 { LAYERS } else { 1 };
-            let k = bf16_bytes(layers * blocks * shape.k_block_bytes() / 2);
-            let v = bf16_bytes(layers * blocks * shape.v_block_bytes() / 2);
+            // The factors of bytes are of these halves too: about 0.01 each.
+            let Ok(k) = kv_bytes(layers * blocks * shape.k_block_bytes() / 2) else { continue };
+            let Ok(v) = kv_bytes(layers * blocks * shape.v_block_bytes() / 2) else { continue };
             let q = vec![0.01f32; rows * 16 * 128];
             let mut out = vec![0.0f32; rows * 16 * 128];
             let t = best(6, || {
@@ -111,12 +125,12 @@ fn attention_of_models(cpu: &Cpu, bandwidth: f64, peak: (f64, f64)) -> Result<()
                 }
                 Ok(())
             })?;
-            let bytes = (layers * context * 8 * 128 * 2 * 2) as f64;
+            let bytes = (layers * context * (shape.k_block_bytes() + shape.v_block_bytes()) / 32) as f64;
             let pairs = (context * rows - rows * (rows - 1) / 2) as f64;
             let flops = layers as f64 * pairs * 16.0 * 128.0 * 4.0;
-            let top = if mode == Mode::Fast { peak.1 } else { peak.0 };
+            let top = if mode == Mode::Fast && !stored.scaled() { peak.1 } else { peak.0 };
             println!(
-                "attention {mode:?} {rows} rows, context {context}: {:.0} us a layer, {:.1} GB/s ({:.0}%), {:.0} GFLOP/s ({:.0}%)",
+                "attention {mode:?} {stored:?} {rows} rows, context {context}: {:.0} us a layer, {:.1} GB/s ({:.0}%), {:.0} GFLOP/s ({:.0}%)",
                 t / layers as f64 * 1e6,
                 bytes / t / 1e9,
                 100.0 * bytes / t / bandwidth,
@@ -124,7 +138,9 @@ fn attention_of_models(cpu: &Cpu, bandwidth: f64, peak: (f64, f64)) -> Result<()
                 100.0 * flops / t / top
             );
         }
-        let shape = LatentShape { rank: 512, rope: 64, block: 32, dtype: DType::Bf16 };
+    }
+    for mode in [Mode::Fast, Mode::Exact] {
+        let shape = LatentShape { rank: 512, rope: 64, block: 32, stored: DType::Bf16.into() };
         let pool = bf16_bytes(32 * shape.block_bytes() / 2);
         let table: Vec<u32> = (0..32).collect();
         for rows in [1, 16] {

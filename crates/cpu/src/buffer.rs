@@ -75,8 +75,8 @@ pub(crate) fn scratch<R>(bytes: usize, f: impl FnOnce(*mut u8) -> R) -> R {
 pub(crate) struct Pages(MmapMut);
 
 impl Pages {
-    pub(crate) fn new(bytes: usize) -> marlin_backend::Result<Pages> {
-        let refused = |_| marlin_backend::Error::OutOfMemory { what: "a weight".into(), bytes };
+    pub(crate) fn new(what: &'static str, bytes: usize) -> marlin_backend::Result<Pages> {
+        let refused = |_| marlin_backend::Error::OutOfMemory { what: what.into(), bytes };
         let map = MmapMut::map_anon(bytes.max(1)).map_err(refused)?;
         #[cfg(target_os = "linux")]
         if bytes >= 4 << 20 {
@@ -92,6 +92,15 @@ impl Pages {
 
     pub(crate) fn ptr_mut(&mut self) -> *mut u8 {
         self.0.as_mut_ptr()
+    }
+
+    /// All of it; at least one byte.
+    pub(crate) fn all(&self) -> &[u8] {
+        &self.0
+    }
+
+    pub(crate) fn all_mut(&mut self) -> &mut [u8] {
+        &mut self.0
     }
 }
 

@@ -10,7 +10,7 @@ use marlin_checkpoint::weight::{ScaleTree, ScaleType, Scales, ValueMap, Zero};
 use marlin_checkpoint::{
     Bytes, DType, Dense, Grouped, InputTransform, LatentProjection, Linear, OutputTransform, Tensor, TensorInfo, Weight,
 };
-use marlin_cpu::{Cpu, CpuBackend, CpuOptions, Level};
+use marlin_cpu::{Cpu, CpuBackend, CpuOptions, KvType, Level};
 
 /// Numbers in [-1, 1) from a linear congruence.
 struct Numbers(u32);
@@ -214,6 +214,113 @@ fn attention_over_blocks() {
             b.read(&b.attention(&write(7, &q)?, &kv, 1, heads, 0.3, &second)?)
         });
     }
+}
+
+/// KV memory in bytes at every level, exact and fast.
+fn bytes() -> impl Iterator<Item = (CpuBackend, KvType)> {
+    let levels = Level::ALL.into_iter().filter(|level| level.available());
+    levels.flat_map(|level| {
+        [(KvType::Int8, true), (KvType::Int8, false), (KvType::Fp8, true), (KvType::Fp8, false)].map(|(kv, exact)| {
+            let options = CpuOptions { exact, kv, ..CpuOptions::default() };
+            (CpuBackend::on(Cpu::with_level(2, level), options), kv)
+        })
+    })
+}
+
+/// How far attention may be off with values in [-1, 1): a score changes by at most `scale * sum |q| * step`, which
+/// changes probabilities, and with them sums of values, by at most twice as much; values change by a step themselves.
+/// A step is half a unit of the type below 1, and what fast mode rounds to bf16 besides.
+fn off_by(kv: KvType, q: &[f32], scale: f32) -> f32 {
+    let step = if kv == KvType::Int8 { 1.0 / 254.0 } else { 1.0 / 16.0 } + 1.0 / 256.0;
+    // Errors have either sign, so that a sum over n of them grows with the root of n: four standard deviations.
+    let sum = q.iter().map(|v| v * v).sum::<f32>().sqrt() * 4.0 / 3f32.sqrt();
+    step + 2.0 * scale * sum * step
+}
+
+#[test]
+fn attention_over_bytes_is_off_by_their_rounding() {
+    let mut numbers = Numbers(7);
+    for (heads, kv_heads, key, value) in [(4, 2, 16, 16), (6, 1, 32, 48), (3, 3, 80, 80), (2, 2, 6, 10)] {
+        let spec = pool(KvLayout::Heads { heads: kv_heads, key, value });
+        let (k0, v0) = (numbers.many(37 * kv_heads * key), numbers.many(37 * kv_heads * value));
+        let (k1, v1) = (numbers.many(7 * kv_heads * key), numbers.many(7 * kv_heads * value));
+        let q = numbers.many(7 * heads * key);
+        macro_rules! run {
+            ($b:expr) => {{
+                let b = $b;
+                let kv = b.kv(spec).unwrap();
+                let (first, second) = (b.begin(&before(), &kv, None).unwrap(), b.begin(&step(), &kv, None).unwrap());
+                let write = |rows, values: &Vec<f32>| b.write(rows, values.len() / rows, values.clone()).unwrap();
+                b.append(&kv, 1, &write(37, &k0), &write(37, &v0), &first).unwrap();
+                b.append(&kv, 1, &write(7, &k1), &write(7, &v1), &second).unwrap();
+                b.read(&b.attention(&write(7, &q), &kv, 1, heads, 0.3, &second).unwrap()).unwrap()
+            }};
+        }
+        let expected = run!(&Reference);
+        for (b, kv) in bytes() {
+            let found = run!(&b);
+            let most = q.chunks(key).map(|q| off_by(kv, q, 0.3)).fold(0.0, f32::max);
+            for (a, e) in found.iter().zip(&expected) {
+                assert!((a - e).abs() <= most, "{kv:?} on {}: {a}, twin {e}, may be off by {most}", b.name());
+            }
+            assert_ne!(found, expected);
+        }
+    }
+}
+
+#[test]
+fn latent_attention_over_bytes_is_off_by_their_rounding() {
+    let mut numbers = Numbers(8);
+    let (heads, nope, rope, value, rank) = (3, 24, 8, 20, 160);
+    let spec = pool(KvLayout::Latent { rank, rope });
+    let kv_b = numbers.plain("kv_b", heads * (nope + value), rank, DType::F32);
+    let (c0, p0, c1, p1) =
+        (numbers.many(37 * rank), numbers.many(37 * rope), numbers.many(7 * rank), numbers.many(7 * rope));
+    let q = numbers.many(7 * heads * (nope + rope));
+    for form in [LatentForm::Absorbed, LatentForm::Expanded] {
+        macro_rules! run {
+            ($b:expr) => {{
+                let b = $b;
+                let kv = b.kv(spec).unwrap();
+                let (first, second) = (b.begin(&before(), &kv, None).unwrap(), b.begin(&step(), &kv, None).unwrap());
+                let write = |rows, values: &Vec<f32>| b.write(rows, values.len() / rows, values.clone()).unwrap();
+                b.append_latent(&kv, 0, &write(37, &c0), &write(37, &p0), &first).unwrap();
+                b.append_latent(&kv, 0, &write(7, &c1), &write(7, &p1), &second).unwrap();
+                let w = b.linear(kv_b.clone()).unwrap();
+                let w = LatentProjection::Whole(&w);
+                b.read(&b.latent_attention(&write(7, &q), w, &kv, 0, heads, 0.2, form, &second).unwrap()).unwrap()
+            }};
+        }
+        let expected = run!(&Reference);
+        for (b, kv) in bytes() {
+            let found = run!(&b);
+            // Rows of the projection are of length sqrt(3) times a normal vector's in [-1, 1): values and keys keep
+            // their size, and so do their errors.
+            let most = 2.0 * q.chunks(nope + rope).map(|q| off_by(kv, q, 0.2)).fold(0.0, f32::max);
+            for (a, e) in found.iter().zip(&expected) {
+                assert!((a - e).abs() <= most, "{kv:?} on {}: {a}, twin {e}, may be off by {most}", b.name());
+            }
+        }
+    }
+}
+
+#[test]
+fn a_pool_takes_the_bytes_that_it_says() {
+    let bytes = |kv, layout| {
+        CpuBackend::new(CpuOptions { kv, ..CpuOptions::default() }).kv_bytes(&KvSpec {
+            blocks: 3,
+            layers: 2,
+            block_size: 8,
+            layout,
+        })
+    };
+    let heads = KvLayout::Heads { heads: 4, key: 64, value: 32 };
+    assert_eq!(bytes(KvType::Bf16, heads), 48 * 4 * 96 * 2);
+    assert_eq!(bytes(KvType::Int8, heads), 48 * 4 * (96 + 2 * 4));
+    assert_eq!(bytes(KvType::Fp8, heads), bytes(KvType::Int8, heads));
+    let latent = KvLayout::Latent { rank: 512, rope: 64 };
+    assert_eq!(bytes(KvType::F16, latent), 48 * 576 * 2);
+    assert_eq!(bytes(KvType::Int8, latent), 48 * (576 + 5 * 4));
 }
 
 #[test]

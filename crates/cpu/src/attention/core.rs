@@ -22,6 +22,8 @@ pub(super) struct Tile {
     pub k_ld: usize,
     pub v: *const u8,
     pub v_ld: usize,
+    /// Factors of the keys and of the values `[TILE]`, where the type has any.
+    pub scales: [*const f32; 2],
 }
 
 /// Where tiles come from.
@@ -31,6 +33,15 @@ pub(super) trait Source {
     /// # Safety
     /// The positions must exist, and `scratch` must have the room that the source asked for.
     unsafe fn tile<S: Simd>(&self, start: usize, len: usize, scratch: *mut u8) -> Tile;
+
+    /// Where keys and values of the tile at `start` lie in memory, with the strides of every tile: worth asking for
+    /// early, since pages and blocks end what the hardware would foresee. Null where they are copied or turned first.
+    ///
+    /// # Safety
+    /// The positions must exist.
+    unsafe fn ahead(&self, _start: usize) -> [*const u8; 2] {
+        [std::ptr::null(); 2]
+    }
 }
 
 /// How elements of keys and values are multiplied: alone or in pairs along the summed dimension.
@@ -43,6 +54,8 @@ pub(super) trait Kv {
     const RIGHT: usize;
     /// Whether the left operand is `bf16`.
     const ROUNDED: bool;
+    /// Whether positions have factors for their keys and values.
+    const SCALED: bool = false;
     type V<S: Simd>: Copy;
     unsafe fn load<S: Simd>(p: *const u8) -> Self::V<S>;
     unsafe fn mac<S: Simd>(left: *const u8, v: Self::V<S>, acc: S::F) -> S::F;
@@ -121,6 +134,63 @@ impl Kv for Dot {
     }
 }
 
+/// Bytes that are numbers of a type.
+pub(super) trait Code {
+    /// Loads sixteen quads: vector `j` has number `j` of each.
+    unsafe fn quads<S: Simd>(p: *const u8) -> [S::F; 4];
+}
+
+/// Signed bytes.
+pub(super) struct I8;
+/// E4M3 numbers.
+pub(super) struct E4m3;
+
+impl Code for I8 {
+    #[inline(always)]
+    unsafe fn quads<S: Simd>(p: *const u8) -> [S::F; 4] {
+        // SAFETY: the caller vouches for 64 bytes.
+        unsafe { S::load_i8_quads(p) }
+    }
+}
+
+impl Code for E4m3 {
+    #[inline(always)]
+    unsafe fn quads<S: Simd>(p: *const u8) -> [S::F; 4] {
+        // SAFETY: the caller vouches for 64 bytes.
+        unsafe { S::load_e4m3_quads(p) }
+    }
+}
+
+/// Quads of bytes, widened; any byte is finite, so what was never written needs no care.
+pub(super) struct Quads<E>(PhantomData<E>);
+
+#[allow(clippy::undocumented_unsafe_blocks)]
+impl<E: Code> Kv for Quads<E> {
+    const P: usize = 4;
+    const LEFT: usize = 16;
+    const RIGHT: usize = LANES * 4;
+    const ROUNDED: bool = false;
+    const SCALED: bool = true;
+    type V<S: Simd> = [S::F; 4];
+    #[inline(always)]
+    unsafe fn load<S: Simd>(p: *const u8) -> [S::F; 4] {
+        unsafe { E::quads::<S>(p) }
+    }
+    #[inline(always)]
+    unsafe fn mac<S: Simd>(left: *const u8, v: [S::F; 4], acc: S::F) -> S::F {
+        unsafe {
+            let acc = S::fma(S::splat(*left.cast::<f32>()), v[0], acc);
+            let acc = S::fma(S::splat(*left.add(4).cast::<f32>()), v[1], acc);
+            let acc = S::fma(S::splat(*left.add(8).cast::<f32>()), v[2], acc);
+            S::fma(S::splat(*left.add(12).cast::<f32>()), v[3], acc)
+        }
+    }
+    #[inline(always)]
+    unsafe fn mac_first<S: Simd>(left: *const u8, v: [S::F; 4], acc: S::F) -> S::F {
+        unsafe { Self::mac::<S>(left, v, acc) }
+    }
+}
+
 /// The running softmax of `r` query vectors over one chunk.
 #[derive(Clone, Copy)]
 pub(super) struct State {
@@ -156,13 +226,15 @@ const QMAX: usize = 12;
 /// Bytes of [`Queries::work`].
 pub(super) const WORK: usize = 2 * QMAX * TILE * 4;
 
-/// `acc[r][c] += sum over groups of left[r][g] * right[g][c]`.
+/// `acc[r][c] += sum over groups of left[r][g] * right[g][c]`; unless null, `next` is asked for like `right`.
+#[allow(clippy::too_many_arguments)]
 #[inline(always)]
 unsafe fn product<S: Simd, K: Kv, const R: usize, const C: usize>(
     left: *const u8,
     left_ld: usize,
     right: *const u8,
     right_ld: usize,
+    next: *const u8,
     groups: usize,
     half: bool,
     acc: &mut [[S::F; C]; R],
@@ -171,6 +243,21 @@ unsafe fn product<S: Simd, K: Kv, const R: usize, const C: usize>(
     unsafe {
         for g in 0..groups {
             let p = right.add(g * right_ld);
+            if !next.is_null() {
+                for c in 0..C {
+                    S::prefetch(next.wrapping_add(g * right_ld + c * K::RIGHT));
+                }
+            }
+            if K::P == 4 {
+                // A group is four vectors: one after another, they stay in registers.
+                for c in 0..C {
+                    let v = K::load::<S>(p.add(c * K::RIGHT));
+                    for r in 0..R {
+                        acc[r][c] = K::mac::<S>(left.add(r * left_ld + g * K::LEFT), v, acc[r][c]);
+                    }
+                }
+                continue;
+            }
             let mut v = [K::load::<S>(p); C];
             for c in 1..C {
                 v[c] = K::load::<S>(p.add(c * K::RIGHT));
@@ -204,6 +291,8 @@ impl Queries {
             while start < to {
                 let len = TILE.min(to - start);
                 let tile = source.tile::<S>(start, len, self.scratch);
+                let more = start + TILE <= *self.pos.add(self.r - 1);
+                let mut next = if more { source.ahead(start + TILE) } else { [std::ptr::null(); 2] };
                 let mut r = 0;
                 while r < self.r {
                     let rest = self.r - r;
@@ -211,7 +300,7 @@ impl Queries {
                     let n = register_rows(S::QR, rest);
                     if *self.pos.add(r + n - 1) >= start {
                         // Each a function of its own: one with all of them inlined takes minutes to compile.
-                        let call = Call { q: self, r0: r, start, len, t: tile, state };
+                        let call = Call { q: self, r0: r, start, len, t: tile, next, state };
                         match n {
                             12 if S::QR >= 12 => simd::run(S::LEVEL, Rows::<K, 12>(call, PhantomData)),
                             8 if S::QR >= 8 => simd::run(S::LEVEL, Rows::<K, 8>(call, PhantomData)),
@@ -222,6 +311,7 @@ impl Queries {
                         }
                     }
                     r += n;
+                    next = [std::ptr::null(); 2];
                 }
                 start += TILE;
             }
@@ -230,22 +320,28 @@ impl Queries {
 
     /// One tile of positions for vectors `r0..r0 + R`.
     #[inline(always)]
-    unsafe fn tile<S: Simd, K: Kv, const R: usize>(&self, r0: usize, start: usize, len: usize, t: Tile, state: State) {
+    unsafe fn tile<S: Simd, K: Kv, const R: usize>(&self, call: &Call<'_>) {
+        let Call { r0, start, len, t, next, state, .. } = *call;
         // SAFETY: as for `chunk`.
         unsafe {
             let mut s = [[S::zero(); 2]; R];
             let q = self.q.add(r0 * self.q_ld);
-            product::<S, K, R, 2>(q, self.q_ld, t.k, t.k_ld, self.k_dim / K::P, false, &mut s);
+            product::<S, K, R, 2>(q, self.q_ld, t.k, t.k_ld, next[0], self.k_dim.div_ceil(K::P), false, &mut s);
+            if K::SCALED {
+                let factors = [S::load(t.scales[0]), S::load(t.scales[0].add(LANES))];
+                for r in 0..R {
+                    s[r] = [S::mul(s[r][0], factors[0]), S::mul(s[r][1], factors[1])];
+                }
+            }
 
             let scale = S::splat(self.scale);
             let hidden = S::splat(f32::NEG_INFINITY);
             let (mut old, mut new) = ([f32::NEG_INFINITY; LANES], [0.0f32; LANES]);
-            let mut seen = 0;
+            let mut visible = [0; R];
             for r in 0..R {
-                let visible = (*self.pos.add(r0 + r) + 1).saturating_sub(start).min(len);
-                seen = visible.max(seen);
-                let a = S::first(visible.min(LANES), S::mul(s[r][0], scale), hidden);
-                let b = S::first(visible.saturating_sub(LANES), S::mul(s[r][1], scale), hidden);
+                visible[r] = (*self.pos.add(r0 + r) + 1).saturating_sub(start).min(len);
+                let a = S::first(visible[r].min(LANES), S::mul(s[r][0], scale), hidden);
+                let b = S::first(visible[r].saturating_sub(LANES), S::mul(s[r][1], scale), hidden);
                 s[r] = [a, b];
                 let top = S::largest(S::max(a, b));
                 old[r] = *state.m.add(r0 + r);
@@ -264,7 +360,12 @@ impl Queries {
                 let mut p = [exp::<S>(S::sub(s[r][0], m)), exp::<S>(S::sub(s[r][1], m))];
                 let to = self.work.add(r * p_ld);
                 for c in 0..2 {
-                    if K::ROUNDED {
+                    if K::SCALED {
+                        // Factors of positions that were never written may be anything.
+                        let factors = S::load(t.scales[1].add(c * LANES));
+                        let n = visible[r].saturating_sub(c * LANES).min(LANES);
+                        S::store(to.add(c * LANES * 4).cast(), S::first(n, S::mul(p[c], factors), S::zero()));
+                    } else if K::ROUNDED {
                         // The sum is of what is multiplied.
                         S::store_bf16(to.add(c * LANES * 2), p[c]);
                         p[c] = S::load_bf16(to.add(c * LANES * 2));
@@ -276,23 +377,25 @@ impl Queries {
                 S::store(l, S::fma(S::load(l), S::splat(alpha[r]), S::add(p[0], p[1])));
             }
 
-            let seen = (seen / K::P, seen % K::P != 0);
+            // Positions are in order, so the last vector sees most.
+            let seen = visible[R - 1];
+            let seen = if K::P == 4 { (seen.div_ceil(4), false) } else { (seen / K::P, seen % K::P != 0) };
             // Enough accumulators to hide the latency of a multiply-add, and no more than there are registers.
             let many = S::QR == QMAX;
             let mut d = 0;
             while d < self.v_pad {
                 let n = (self.v_pad - d) / LANES;
                 if many && R <= 2 && n >= 8 {
-                    self.values::<S, K, R, 8>(r0, d, &alpha, seen, t, state);
+                    self.values::<S, K, R, 8>(r0, d, &alpha, seen, t, next[1], state);
                     d += 8 * LANES;
                 } else if (R == 1 || many && R <= 4) && n >= 4 {
-                    self.values::<S, K, R, 4>(r0, d, &alpha, seen, t, state);
+                    self.values::<S, K, R, 4>(r0, d, &alpha, seen, t, next[1], state);
                     d += 4 * LANES;
                 } else if n >= 2 {
-                    self.values::<S, K, R, 2>(r0, d, &alpha, seen, t, state);
+                    self.values::<S, K, R, 2>(r0, d, &alpha, seen, t, next[1], state);
                     d += 2 * LANES;
                 } else {
-                    self.values::<S, K, R, 1>(r0, d, &alpha, seen, t, state);
+                    self.values::<S, K, R, 1>(r0, d, &alpha, seen, t, next[1], state);
                     d += LANES;
                 }
             }
@@ -301,6 +404,7 @@ impl Queries {
 
     /// Adds the tile's weighted values, dimensions `d..d + 16 C`.
     #[inline(always)]
+    #[allow(clippy::too_many_arguments)]
     unsafe fn values<S: Simd, K: Kv, const R: usize, const C: usize>(
         &self,
         r0: usize,
@@ -308,6 +412,7 @@ impl Queries {
         alpha: &[f32; LANES],
         seen: (usize, bool),
         t: Tile,
+        next: *const u8,
         state: State,
     ) {
         // SAFETY: as for `chunk`.
@@ -321,7 +426,8 @@ impl Queries {
             }
             let p_ld = TILE * K::LEFT / K::P;
             let right = t.v.add(d / LANES * K::RIGHT);
-            product::<S, K, R, C>(self.work, p_ld, right, t.v_ld, seen.0, seen.1, &mut acc);
+            let next = if next.is_null() { next } else { next.wrapping_add(d / LANES * K::RIGHT) };
+            product::<S, K, R, C>(self.work, p_ld, right, t.v_ld, next, seen.0, seen.1, &mut acc);
             for r in 0..R {
                 for c in 0..C {
                     S::store(state.acc.add((r0 + r) * self.v_pad + d + c * LANES), acc[r][c]);
@@ -338,6 +444,8 @@ struct Call<'a> {
     start: usize,
     len: usize,
     t: Tile,
+    /// Keys and values of the next tile, to ask for; or null.
+    next: [*const u8; 2],
     state: State,
 }
 
@@ -350,7 +458,7 @@ impl<K: Kv, const R: usize> Kernel for Rows<'_, K, R> {
     unsafe fn run<S: Simd>(self) {
         let c = self.0;
         // SAFETY: as for `chunk`.
-        unsafe { c.q.tile::<S, K, R>(c.r0, c.start, c.len, c.t, c.state) }
+        unsafe { c.q.tile::<S, K, R>(&c) }
     }
 }
 

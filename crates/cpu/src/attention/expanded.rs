@@ -2,6 +2,7 @@
 
 use super::rows::{Column, RowSource, Rows};
 use super::run::{self, Kind, Part, Problem, Span};
+use super::stored::Stored;
 use crate::buffer::Shared;
 use crate::mat::{Result, at_least};
 use crate::{Cpu, DType, Mode};
@@ -81,7 +82,8 @@ pub fn expanded_attention(
         let column = |x: &[f32], ld: usize, from: usize, width: usize| Column {
             rows: Rows::Strided { base: x.as_ptr().wrapping_add(from).cast(), ld },
             width,
-            dtype: DType::F32,
+            stored: Stored::Float(DType::F32),
+            grouped: 0,
         };
         RowSource {
             k: [column(e.k, e.k_ld, h * e.k_head_ld, e.k_width), column(e.pe, e.pe_ld, 0, e.pe_width)],

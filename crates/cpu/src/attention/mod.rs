@@ -10,13 +10,15 @@ mod latent;
 mod paged;
 mod rows;
 mod run;
+mod stored;
 #[cfg(test)]
 mod tests;
 
 pub use expanded::{Expanded, expanded_attention};
-pub use latent::{LatentShape, append_latent, latent_attention};
+pub use latent::{LatentShape, append_latent, latent_attention, read_latent};
 pub use paged::KvShape;
 pub use run::Span;
+pub use stored::Stored;
 
 use crate::buffer::Shared;
 use crate::mat::{Error, Result, at_least, same};
@@ -24,6 +26,7 @@ use crate::{Cpu, DType, Mode};
 use half::{bf16, f16};
 use paged::PagedSource;
 use run::{Kind, Part, Problem};
+use stored::SCALE;
 
 /// A sequence of a step: its rows, and the blocks that hold its positions from 0 on.
 #[derive(Clone, Copy, Debug)]
@@ -61,6 +64,32 @@ unsafe fn put(to: *mut u8, dtype: DType, index: usize, v: f32) {
             DType::F32 => to.add(index * 4).cast::<[u8; 4]>().write(v.to_ne_bytes()),
             DType::F16 => to.add(index * 2).cast::<[u8; 2]>().write(f16::from_f32_const(v).to_bits().to_ne_bytes()),
             DType::Bf16 => to.add(index * 2).cast::<[u8; 2]>().write(bf16::from_f32(v).to_bits().to_ne_bytes()),
+        }
+    }
+}
+
+/// Stores a vector: element `e` at `index(e)`, bytes up to a whole group, and their scale at `scale`.
+///
+/// # Safety
+/// The memory that `index` and `scale` lead to must be valid and nobody else's.
+unsafe fn put_vector(
+    to: *mut u8,
+    stored: Stored,
+    values: &[f32],
+    padded: usize,
+    index: impl Fn(usize) -> usize,
+    scale: usize,
+) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        match stored {
+            Stored::Float(dtype) => values.iter().enumerate().for_each(|(e, x)| put(to, dtype, index(e), *x)),
+            Stored::Int8 | Stored::Fp8 => {
+                let (factor, inverse) = stored.scale(values);
+                values.iter().enumerate().for_each(|(e, x)| to.add(index(e)).write(stored.code(x * inverse)));
+                (values.len()..padded).for_each(|e| to.add(index(e)).write(0));
+                to.add(scale).cast::<[u8; 4]>().write(factor.to_ne_bytes());
+            }
         }
     }
 }
@@ -103,14 +132,15 @@ pub fn append(
             // SAFETY: `check` compared rows, blocks and pools; tasks have different blocks or heads. Sequences that
             // share a block they write to would race in meaning, but they run one after another.
             unsafe {
-                let to_k = { to_k }.0.add(block * shape.k_block_bytes());
-                let to_v = { to_v }.0.add(block * shape.v_block_bytes());
+                let to_k = { to_k }.0.add((block * shape.kv_heads + h) * shape.k_head_bytes());
+                let to_v = { to_v }.0.add((block * shape.kv_heads + h) * shape.v_head_bytes());
                 for p in from..to {
                     let (row, t) = (s.span.row + p - s.span.start, p % shape.block);
                     let k = &k[row * k_ld + h * shape.k_dim..][..shape.k_dim];
                     let v = &v[row * v_ld + h * shape.v_dim..][..shape.v_dim];
-                    k.iter().enumerate().for_each(|(e, x)| put(to_k, shape.dtype, shape.k_index(h, t, e), *x));
-                    v.iter().enumerate().for_each(|(e, x)| put(to_v, shape.dtype, shape.v_index(h, t, e), *x));
+                    let (ks, vs) = (shape.k_scales() + t * SCALE, shape.v_scales() + t * SCALE);
+                    put_vector(to_k, shape.stored, k, shape.k_stored(), |e| shape.k_index(t, e), ks);
+                    put_vector(to_v, shape.stored, v, shape.v_dim, |e| shape.v_index(t, e), vs);
                 }
             }
         };
@@ -160,7 +190,7 @@ pub fn attention(
         kv_heads: shape.kv_heads,
         group,
         scale,
-        kind: Kind::of(shape.dtype, cpu.rounds(mode, shape.dtype)),
+        kind: Kind::of(shape.stored, cpu.rounds(mode, DType::Bf16)),
         spans: seqs.iter().map(|s| s.span).collect(),
     };
     run::run(cpu, &problem, PagedSource::bytes(&shape), &|s, head| PagedSource {

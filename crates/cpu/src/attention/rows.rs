@@ -1,6 +1,7 @@
 //! Tiles from keys and values that lie row by row: latent caches and materialised keys and values.
 
 use super::core::{Source, TILE, Tile};
+use super::stored::{SCALE, Stored};
 use crate::DType;
 use crate::linear::{Elem, F16};
 use crate::simd::{LANES, Simd, load_some};
@@ -10,8 +11,8 @@ use crate::simd::{LANES, Simd, load_some};
 pub(super) enum Rows<'a> {
     /// `base + position * ld` (elements).
     Strided { base: *const u8, ld: usize },
-    /// Blocks of `block` positions, `[block][ld]`, at `table[position / block]`.
-    Paged { base: *const u8, ld: usize, block: usize, table: &'a [u32] },
+    /// Blocks of `block` positions, `[block][ld]`, at `table[position / block]`, each followed by its `[block][scales]`.
+    Paged { base: *const u8, ld: usize, block: usize, scales: usize, table: &'a [u32] },
 }
 
 /// Rows of `width` elements, of which keys (or values) take part.
@@ -19,21 +20,47 @@ pub(super) enum Rows<'a> {
 pub(super) struct Column<'a> {
     pub rows: Rows<'a>,
     pub width: usize,
-    pub dtype: DType,
+    pub stored: Stored,
+    /// Elements at the front whose scales are for [`GROUP`] elements each; those behind them share the last scale.
+    pub grouped: usize,
 }
 
+/// Elements of a latent that share a scale.
+pub(super) const GROUP: usize = 128;
+
 impl Column<'_> {
-    /// The row of a position.
-    unsafe fn at(&self, position: usize) -> *const u8 {
-        let size = self.dtype.size();
+    /// The row of a position, and its scales where the type has any.
+    unsafe fn at(&self, position: usize) -> (*const u8, *const u8) {
+        let size = self.stored.size();
         // SAFETY: the caller vouches for the position.
         unsafe {
             match self.rows {
-                Rows::Strided { base, ld } => base.add(position * ld * size),
-                Rows::Paged { base, ld, block, table } => {
-                    let row = table[position / block] as usize * block + position % block;
-                    base.add(row * ld * size)
+                Rows::Strided { base, ld } => (base.add(position * ld * size), std::ptr::null()),
+                Rows::Paged { base, ld, block, scales, table } => {
+                    let start = base.add(table[position / block] as usize * block * (ld * size + scales * SCALE));
+                    let at = position % block;
+                    (start.add(at * ld * size), start.add(block * ld * size + at * scales * SCALE))
                 }
+            }
+        }
+    }
+
+    /// Copies the row of a position, widened to `f32` or rounded to `bf16`.
+    #[inline(always)]
+    pub(super) unsafe fn row<S: Simd>(&self, position: usize, pairs: bool, to: *mut u8) {
+        // SAFETY: the caller vouches for the position and for whole vectors of room.
+        unsafe {
+            let (from, scales) = self.at(position);
+            if !self.stored.scaled() {
+                return put::<S>(from, self.stored, 1.0, self.width, pairs, to);
+            }
+            let (mut e, mut group) = (0, 0);
+            while e < self.width {
+                let end = if e < self.grouped { self.grouped.min(e + GROUP) } else { self.width };
+                let scale = scales.add(group * SCALE).cast::<f32>().read_unaligned();
+                let at = to.add(e * if pairs { 2 } else { 4 });
+                put::<S>(from.add(e), self.stored, scale, end - e, pairs, at);
+                (e, group) = (end, group + 1);
             }
         }
     }
@@ -64,12 +91,12 @@ impl RowSource<'_> {
     }
 }
 
-/// Copies a row, widened to `f32` or rounded to `bf16`. Room on the right is up to a whole vector.
+/// Copies elements of one scale, widened to `f32` or rounded to `bf16`. Room on the right is up to a whole vector.
 #[inline(always)]
-unsafe fn put<S: Simd>(from: *const u8, dtype: DType, n: usize, pairs: bool, to: *mut u8) {
+unsafe fn put<S: Simd>(from: *const u8, stored: Stored, scale: f32, n: usize, pairs: bool, to: *mut u8) {
     // SAFETY: the caller vouches for n elements in and whole vectors out.
     unsafe {
-        if dtype == DType::Bf16 && pairs {
+        if stored == Stored::Float(DType::Bf16) && pairs {
             std::ptr::copy_nonoverlapping(from, to, n * 2);
             return;
         }
@@ -77,15 +104,17 @@ unsafe fn put<S: Simd>(from: *const u8, dtype: DType, n: usize, pairs: bool, to:
         while i < n {
             let some = LANES.min(n - i);
             let mut buf = [0u8; LANES * 4];
-            let mut p = from.add(i * dtype.size());
+            let mut p = from.add(i * stored.size());
             if some < LANES {
-                std::ptr::copy_nonoverlapping(p, buf.as_mut_ptr(), some * dtype.size());
+                std::ptr::copy_nonoverlapping(p, buf.as_mut_ptr(), some * stored.size());
                 p = buf.as_ptr();
             }
-            let v = match dtype {
-                DType::F32 => S::load(p.cast()),
-                DType::F16 => F16::load::<S>(p),
-                DType::Bf16 => S::load_bf16(p),
+            let v = match stored {
+                Stored::Float(DType::F32) => S::load(p.cast()),
+                Stored::Float(DType::F16) => F16::load::<S>(p),
+                Stored::Float(DType::Bf16) => S::load_bf16(p),
+                Stored::Int8 => S::mul(S::load_i8(p), S::splat(scale)),
+                Stored::Fp8 => S::mul(S::load_e4m3(p), S::splat(scale)),
             };
             let v = if some < LANES {
                 S::store(buf.as_mut_ptr().cast(), v);
@@ -134,12 +163,12 @@ impl Source for RowSource<'_> {
                 }
                 let mut at = 0;
                 for part in self.k.iter().filter(|p| p.width > 0) {
-                    put::<S>(part.at(start + t), part.dtype, part.width, self.pairs, k.add(at * size));
+                    part.row::<S>(start + t, self.pairs, k.add(at * size));
                     at += part.width;
                 }
                 k.add(at * size).write_bytes(0, k_ld - at * size);
                 if let Some(part) = &self.v {
-                    put::<S>(part.at(start + t), part.dtype, self.v_dim, self.pairs, v);
+                    part.row::<S>(start + t, self.pairs, v);
                     v.add(self.v_dim * size).write_bytes(0, v_ld - self.v_dim * size);
                 }
             }
@@ -153,9 +182,10 @@ impl Source for RowSource<'_> {
                 }
                 w += 16;
             }
+            let scales = [std::ptr::null(); 2];
             let (v, v_row) = if self.v.is_some() { (staged_v, v_ld) } else { (staged_k, k_ld) };
             if !self.pairs {
-                return Tile { k: turned, k_ld: TILE * 4, v, v_ld: v_row };
+                return Tile { k: turned, k_ld: TILE * 4, v, v_ld: v_row, scales };
             }
             for j in 0..TILE / 2 {
                 let (a, b) = (v.add(2 * j * v_row), v.add((2 * j + 1) * v_row));
@@ -165,7 +195,7 @@ impl Source for RowSource<'_> {
                     d += LANES;
                 }
             }
-            Tile { k: turned, k_ld: TILE * 4, v: paired, v_ld: v_ld * 2 }
+            Tile { k: turned, k_ld: TILE * 4, v: paired, v_ld: v_ld * 2, scales }
         }
     }
 }

@@ -1,6 +1,7 @@
 //! Cuts attention into tasks: (sequence, key/value head, some query rows), and for few of those (.., chunk) as well.
 
-use super::core::{CHUNK, Dot, Kv, Plain, Queries, Source, State, WORK, Widened, merge};
+use super::core::{CHUNK, Dot, E4m3, I8, Kv, Plain, Quads, Queries, Source, State, WORK, Widened, merge};
+use super::stored::Stored;
 use crate::buffer::{Buffer, Shared, scratch};
 use crate::linear::{F16, F32};
 use crate::simd::{self, Kernel, LANES, Simd, load_some, store_some};
@@ -27,16 +28,20 @@ pub(super) enum Kind {
     Half,
     Widened,
     Dot,
+    Int8,
+    Fp8,
 }
 
 impl Kind {
     /// The kind for memory of this type.
-    pub(super) fn of(dtype: DType, dot: bool) -> Kind {
-        match dtype {
-            DType::F32 => Kind::Single,
-            DType::F16 => Kind::Half,
-            DType::Bf16 if dot => Kind::Dot,
-            DType::Bf16 => Kind::Widened,
+    pub(super) fn of(stored: Stored, dot: bool) -> Kind {
+        match stored {
+            Stored::Float(DType::F32) => Kind::Single,
+            Stored::Float(DType::F16) => Kind::Half,
+            Stored::Float(DType::Bf16) if dot => Kind::Dot,
+            Stored::Float(DType::Bf16) => Kind::Widened,
+            Stored::Int8 => Kind::Int8,
+            Stored::Fp8 => Kind::Fp8,
         }
     }
 }
@@ -290,6 +295,8 @@ impl<T: Source> Kernel for Task<'_, T> {
                 Kind::Half => self.go::<S, Plain<F16>>(),
                 Kind::Dot if S::BF16 => self.go::<S, Dot>(),
                 Kind::Widened | Kind::Dot => self.go::<S, Widened>(),
+                Kind::Int8 => self.go::<S, Quads<I8>>(),
+                Kind::Fp8 => self.go::<S, Quads<E4m3>>(),
             }
         }
     }

@@ -3,9 +3,47 @@
 
 use super::*;
 use crate::linear::tests::{Rng, TYPES, levels, store};
+use marlin_checkpoint::weight::values::e4m3;
+
+fn every_type() -> impl Iterator<Item = Stored> {
+    TYPES.into_iter().map(Stored::Float).chain([Stored::Int8, Stored::Fp8])
+}
 
 fn round(x: &[f32], dtype: DType) -> Vec<f32> {
     store(x, dtype).1
+}
+
+/// What memory holds of vectors of `width` values, checked against how far off it may be.
+fn stored_values(x: &[f32], width: usize, stored: Stored) -> Vec<f32> {
+    let Stored::Float(dtype) = stored else {
+        return x.chunks(width.max(1)).flat_map(|v| stored_bytes(v, stored)).collect();
+    };
+    round(x, dtype)
+}
+
+fn stored_bytes(v: &[f32], stored: Stored) -> Vec<f32> {
+    let numbers: Vec<f32> = match stored {
+        Stored::Fp8 => std::iter::once(0).chain(8..=0x7eu8).map(e4m3).collect(),
+        _ => (0..=127).map(|i| i as f32).collect(),
+    };
+    let top = numbers[numbers.len() - 1];
+    let most = v.iter().fold(0.0f32, |m, x| m.max(x.abs()));
+    let (scale, inverse) = if most > 0.0 { (most / top, top / most) } else { (0.0, 0.0) };
+    let nearest = |x: f32| {
+        let wanted = f64::from((x * inverse).abs());
+        let odd = |i: &usize| if stored == Stored::Fp8 { i.saturating_sub(1) % 2 } else { i % 2 };
+        let off = |i: &usize| (f64::from(numbers[*i]) - wanted).abs();
+        // Of two numbers as near, the one with an even code (the second E4M3 number is the code 8).
+        let code = (0..numbers.len()).min_by(|a, b| off(a).total_cmp(&off(b)).then(odd(a).cmp(&odd(b)))).unwrap();
+        let found = numbers[code].copysign(x) * scale;
+        let bound = match stored {
+            Stored::Fp8 => (x.abs() / 16.0).max(most / 448.0 / 128.0),
+            _ => most / 254.0,
+        };
+        assert!((found - x).abs() <= bound * (1.0 + 1e-4), "{x} is stored as {found}, most {most}, {stored:?}");
+        found
+    };
+    v.iter().map(|x| nearest(*x)).collect()
 }
 
 /// Naive attention of one query: keys and values as rows.
@@ -80,7 +118,7 @@ impl Case {
 
     fn want(&self, i: usize, head: usize, rounded: bool) -> Vec<f64> {
         let s = self.shape;
-        let (k, v) = (round(&self.k, s.dtype), round(&self.v, s.dtype));
+        let (k, v) = (stored_values(&self.k, s.k_dim, s.stored), stored_values(&self.v, s.v_dim, s.stored));
         let h = head / self.group;
         let q = &self.q[(i * s.kv_heads * self.group + head) * s.k_dim..][..s.k_dim];
         let q = if rounded { round(q, DType::Bf16) } else { q.to_vec() };
@@ -88,6 +126,11 @@ impl Case {
         let values: Vec<_> = (0..=i).map(|t| &v[(t * s.kv_heads + h) * s.v_dim..][..s.v_dim]).collect();
         naive(&q, &keys, &values, 0.3)
     }
+}
+
+/// Whether grouped attention rounds queries and probabilities.
+fn rounds(cpu: &Cpu, mode: Mode, stored: Stored) -> bool {
+    matches!(stored, Stored::Float(dtype) if cpu.rounds(mode, dtype))
 }
 
 fn assert_close(got: &[f32], want: &[f64], tolerance: f64, what: &str) {
@@ -100,14 +143,16 @@ fn assert_close(got: &[f32], want: &[f64], tolerance: f64, what: &str) {
 fn agrees_with_f64_for_every_shape() {
     let mut rng = Rng(10);
     for cpu in levels() {
-        for dtype in TYPES {
+        for stored in every_type() {
             for (k_dim, v_dim) in [(8, 8), (32, 32), (64, 64), (80, 80), (128, 128), (256, 256), (24, 40), (16, 48)] {
-                for (kv_heads, group, block) in [(1, 1, 32), (2, 2, 4), (1, 5, 64), (2, 13, 16), (1, 8, 2)] {
+                for (kv_heads, group, block) in
+                    [(1, 1, 32), (2, 2, 4), (1, 5, 64), (2, 13, 16), (1, 8, if stored.scaled() { 8 } else { 2 })]
+                {
                     let n = 1 + (rng.0 % 70) as usize;
-                    let shape = KvShape { kv_heads, k_dim, v_dim, block, dtype };
+                    let shape = KvShape { kv_heads, k_dim, v_dim, block, stored };
                     let case = Case::new(&mut rng, shape, group, n);
                     for mode in [Mode::Exact, Mode::Fast] {
-                        let rounded = cpu.rounds(mode, dtype);
+                        let rounded = rounds(&cpu, mode, stored);
                         if mode == Mode::Fast && !rounded {
                             continue;
                         }
@@ -136,12 +181,12 @@ fn steps_blocks_and_threads_do_not_change_a_bit() {
     let mut rng = Rng(11);
     for cpu in levels() {
         let slow = cpu.level() == crate::Level::Scalar;
-        for dtype in TYPES {
+        for stored in every_type() {
             for (kv_heads, group, n) in [(2, 2, 75), (1, 7, 600), (1, 1, 1100)] {
                 if slow && n > 100 {
                     continue;
                 }
-                let shape = KvShape { kv_heads, k_dim: 32, v_dim: 32, block: 32, dtype };
+                let shape = KvShape { kv_heads, k_dim: 32, v_dim: 32, block: 32, stored };
                 let mut case = Case::new(&mut rng, shape, group, n);
                 let five = Cpu::with_level(5, cpu.level());
                 for mode in [Mode::Exact, Mode::Fast] {
@@ -150,7 +195,7 @@ fn steps_blocks_and_threads_do_not_change_a_bit() {
                     assert_eq!(
                         whole,
                         case.run(&five, mode, &vec![1; n], true),
-                        "decode {dtype:?} {mode:?} {}",
+                        "decode {stored:?} {mode:?} {}",
                         cpu.level()
                     );
                     for step in [3, 17, 32, 100] {
@@ -158,7 +203,7 @@ fn steps_blocks_and_threads_do_not_change_a_bit() {
                         steps.extend((n % step > 0).then_some(n % step));
                         assert_eq!(whole, case.run(&five, mode, &steps, true), "steps of {step}");
                     }
-                    for block in [2, 8, 64] {
+                    for block in [if stored.scaled() { 4 } else { 2 }, 8, 64] {
                         case.shape.block = block;
                         assert_eq!(whole, case.run(&cpu, mode, &[n], true), "blocks of {block}");
                     }
@@ -175,8 +220,8 @@ fn steps_blocks_and_threads_do_not_change_a_bit() {
 #[test]
 fn exact_attention_is_the_same_on_every_level() {
     let mut rng = Rng(12);
-    for dtype in TYPES {
-        let shape = KvShape { kv_heads: 2, k_dim: 48, v_dim: 48, block: 16, dtype };
+    for stored in every_type() {
+        let shape = KvShape { kv_heads: 2, k_dim: 48, v_dim: 48, block: 16, stored };
         let case = Case::new(&mut rng, shape, 3, 70);
         let all: Vec<_> = levels().iter().map(|cpu| case.run(cpu, Mode::Exact, &[40, 30], false)).collect();
         assert!(all.windows(2).all(|w| w[0] == w[1]));
@@ -187,8 +232,8 @@ fn exact_attention_is_the_same_on_every_level() {
 fn a_ragged_batch_is_its_sequences() {
     let mut rng = Rng(13);
     for cpu in levels() {
-        for dtype in TYPES {
-            let s = KvShape { kv_heads: 2, k_dim: 16, v_dim: 16, block: 8, dtype };
+        for stored in every_type() {
+            let s = KvShape { kv_heads: 2, k_dim: 16, v_dim: 16, block: 8, stored };
             let (group, kw) = (2, 32);
             let ow = kw * group;
             // (positions before this step, rows of this step)
@@ -238,11 +283,11 @@ fn a_ragged_batch_is_its_sequences() {
 fn latent_attention_agrees_and_is_invariant() {
     let mut rng = Rng(14);
     for cpu in levels() {
-        for dtype in TYPES {
+        for stored in every_type() {
             for (rank, rope, heads, block, n) in
-                [(32, 8, 4, 32, 70), (40, 16, 3, 4, 33), (128, 32, 5, 1, 20), (64, 0, 13, 16, 40)]
+                [(32, 8, 4, 32, 70), (40, 16, 3, 4, 33), (128, 32, 5, 1, 20), (64, 0, 13, 16, 40), (200, 24, 2, 8, 37)]
             {
-                let shape = LatentShape { rank, rope, block, dtype };
+                let shape = LatentShape { rank, rope, block, stored };
                 let (c, pe) = (rng.vec(n * rank), rng.vec(n * (rope + 1)));
                 let (q_lat, q_pe) = (rng.vec(n * heads * rank), rng.vec(n * heads * (rope + 2)));
                 let blocks = n.div_ceil(block);
@@ -287,12 +332,13 @@ fn latent_attention_agrees_and_is_invariant() {
                     for step in [1, 7, 32] {
                         assert_eq!(whole, run(&Cpu::with_level(3, cpu.level()), mode, step));
                     }
-                    let rounded = cpu.rounds(mode, dtype);
+                    let rounded = cpu.rounds(mode, DType::Bf16) && (stored.scaled() || rounds(&cpu, mode, stored));
                     let keys: Vec<Vec<f32>> = (0..n)
                         .map(|t| {
-                            let mut k = c[t * rank..(t + 1) * rank].to_vec();
-                            k.extend(&pe[t * (rope + 1)..][..rope]);
-                            round(&k, dtype)
+                            let c = c[t * rank..(t + 1) * rank].chunks(128);
+                            let mut k: Vec<f32> = c.flat_map(|c| stored_values(c, rank, stored)).collect();
+                            k.extend(stored_values(&pe[t * (rope + 1)..][..rope], rope, stored));
+                            if rounded { round(&k, DType::Bf16) } else { k }
                         })
                         .collect();
                     for i in [0, n / 2, n - 1] {
@@ -382,9 +428,57 @@ fn expanded_attention_agrees_and_is_invariant() {
 }
 
 #[test]
+fn bytes_and_scales_lie_where_the_shape_says() {
+    let mut rng = Rng(16);
+    let cpu = Cpu::with_level(2, crate::Level::best());
+    for stored in [Stored::Int8, Stored::Fp8] {
+        // Keys of 6 elements are stored as 8.
+        let s = KvShape { kv_heads: 3, k_dim: 6, v_dim: 10, block: 8, stored };
+        assert_eq!((s.k_block_bytes(), s.v_block_bytes()), (3 * 8 * (8 + 4), 3 * 8 * (10 + 4)));
+        let (n, table) = (13, [2u32, 0]);
+        let (k, mut v) = (rng.vec(n * 18), rng.vec(n * 30));
+        v[30..40].fill(0.0);
+        let (mut k_pool, mut v_pool) = (vec![0xff; 3 * s.k_block_bytes()], vec![0xff; 3 * s.v_block_bytes()]);
+        let seq = [Sequence { span: Span { row: 0, rows: n, start: 0 }, table: &table }];
+        append(&cpu, s, &mut k_pool, &mut v_pool, &k, 18, &v, 30, &seq).unwrap();
+        let number = |code: u8| if stored == Stored::Fp8 { e4m3(code) } else { f32::from(code as i8) };
+        let scale = |pool: &[u8], at: usize| f32::from_ne_bytes(pool[at..at + 4].try_into().unwrap());
+        for (t, h) in (0..n).flat_map(|t| (0..3).map(move |h| (t, h))) {
+            let (head, t_in) = (table[t / 8] as usize * 3 + h, t % 8);
+            let (key, value) = (&k_pool[head * 8 * 12..][..8 * 12], &v_pool[head * 8 * 14..][..8 * 14]);
+            let got: Vec<f32> =
+                (0..6).map(|e| number(key[(e / 4 * 8 + t_in) * 4 + e % 4]) * scale(key, 64 + t_in * 4)).collect();
+            assert_eq!(got, stored_values(&k[t * 18 + h * 6..][..6], 6, stored));
+            let got: Vec<f32> = (0..10)
+                .map(|e| number(value[(t_in / 4 * 10 + e) * 4 + t_in % 4]) * scale(value, 80 + t_in * 4))
+                .collect();
+            assert_eq!(got, stored_values(&v[t * 30 + h * 10..][..10], 10, stored));
+        }
+        let s = LatentShape { rank: 130, rope: 6, block: 2, stored };
+        assert_eq!(s.block_bytes(), 2 * (136 + 3 * 4));
+        let (c, pe) = (rng.vec(3 * 130), rng.vec(3 * 6).iter().map(|x| x * 50.0).collect::<Vec<_>>());
+        let mut pool = vec![0xff; 2 * s.block_bytes()];
+        let seq = [Sequence { span: Span { row: 0, rows: 3, start: 0 }, table: &[1, 0] }];
+        append_latent(s, &mut pool, &c, 130, &pe, 6, &seq).unwrap();
+        for cpu in levels() {
+            let mut rows = vec![0.0; 2 * 136];
+            read_latent(&cpu, s, &pool[s.block_bytes()..], &mut rows).unwrap();
+            for t in 0..2 {
+                let c = &c[t * 130..][..130];
+                let want: Vec<f32> = [&c[..128], &c[128..], &pe[t * 6..][..6]]
+                    .iter()
+                    .flat_map(|part| stored_values(part, 128, stored))
+                    .collect();
+                assert_eq!(rows[t * 136..][..136], want);
+            }
+        }
+    }
+}
+
+#[test]
 fn tables_and_shapes_that_do_not_fit_are_errors() {
     let cpu = Cpu::with_level(1, crate::Level::Scalar);
-    let s = KvShape { kv_heads: 1, k_dim: 8, v_dim: 8, block: 4, dtype: DType::F32 };
+    let s = KvShape { kv_heads: 1, k_dim: 8, v_dim: 8, block: 4, stored: DType::F32.into() };
     let (mut k, mut v) = (vec![0; 2 * s.k_block_bytes()], vec![0; 2 * s.v_block_bytes()]);
     let x = [0.0; 40];
     let seq = |rows, start, table| [Sequence { span: Span { row: 0, rows, start }, table }];
@@ -395,6 +489,7 @@ fn tables_and_shapes_that_do_not_fit_are_errors() {
     assert!(go(s, &seq(5, 4, &[0, 1])).is_err());
     assert!(go(KvShape { block: 3, ..s }, &seq(1, 0, &[0])).is_err());
     assert!(go(KvShape { block: 1, ..s }, &seq(1, 0, &[0])).is_err());
+    assert!(go(KvShape { block: 2, stored: Stored::Int8, ..s }, &seq(1, 0, &[0])).is_err());
     let mut out = [0.0; 16];
     let one = seq(1, 0, &[0]);
     assert!(attention(&cpu, Mode::Exact, s, &k, &v, &x, 16, 2, &one, 1.0, &mut out, 16).is_ok());

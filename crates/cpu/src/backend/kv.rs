@@ -1,8 +1,10 @@
-//! KV memory: one allocation for each layer, zeroed by the system when first touched.
+//! KV memory: one allocation for each layer, zeroed by the system when first touched, in large pages where it has them:
+//! attention walks from block to block, and would look up a small page for every few lines.
 
 use super::{Tensor, shape};
-use crate::attention::{self, KvShape, LatentShape, Sequence, Span};
-use crate::{Cpu, DType, Mode};
+use crate::attention::{self, KvShape, LatentShape, Sequence, Span, Stored};
+use crate::buffer::Pages;
+use crate::{Cpu, Mode};
 use marlin_backend::{Error, KvLayout, KvSpec, Result, Step};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -29,36 +31,54 @@ impl Spans {
 /// Keys and values, or latents, of one layer.
 pub(super) struct Layer {
     /// Keys, or latents with their rotated keys.
-    pub first: Vec<u8>,
+    pub first: Pages,
     /// Values.
-    second: Vec<u8>,
+    second: Pages,
+}
+
+/// The shape of every layer's memory.
+enum Shape {
+    Heads(KvShape),
+    Latent(LatentShape),
+}
+
+fn shape_of(spec: &KvSpec, stored: Stored) -> Shape {
+    let block = spec.block_size;
+    match spec.layout {
+        KvLayout::Heads { heads, key, value } => {
+            Shape::Heads(KvShape { kv_heads: heads, k_dim: key, v_dim: value, block, stored })
+        }
+        KvLayout::Latent { rank, rope } => Shape::Latent(LatentShape { rank, rope, block, stored }),
+    }
+}
+
+/// Bytes of a block of one layer: keys (or latents), and values.
+fn block_bytes(spec: &KvSpec, stored: Stored) -> (usize, usize) {
+    match shape_of(spec, stored) {
+        Shape::Heads(shape) => (shape.k_block_bytes(), shape.v_block_bytes()),
+        Shape::Latent(shape) => (shape.block_bytes(), 0),
+    }
+}
+
+/// Bytes of a whole pool, scales included.
+pub(super) fn bytes(spec: &KvSpec, stored: Stored) -> usize {
+    let (first, second) = block_bytes(spec, stored);
+    spec.layers * spec.blocks * (first + second)
 }
 
 /// A pool of KV blocks.
 pub struct CpuKv {
     spec: KvSpec,
-    dtype: DType,
+    stored: Stored,
     layers: Vec<Mutex<Layer>>,
 }
 
 impl CpuKv {
-    pub(super) fn new(spec: KvSpec, dtype: DType) -> Result<Self> {
-        let tokens = spec.blocks.checked_mul(spec.block_size);
-        let bytes =
-            |values: usize| tokens.and_then(|t| t.checked_mul(values)?.checked_mul(dtype.size())).unwrap_or(usize::MAX);
-        let (first, second) = match spec.layout {
-            KvLayout::Heads { heads, key, value } => (bytes(heads * key), bytes(heads * value)),
-            KvLayout::Latent { rank, rope } => (bytes(rank + rope), 0),
-        };
-        let zeroed = |bytes: usize| {
-            // Asked for first, so that too much is an error; `vec!` then takes zero pages, which cost nothing until used.
-            Vec::<u8>::new()
-                .try_reserve_exact(bytes)
-                .map_err(|_| Error::OutOfMemory { what: "KV memory of a layer".into(), bytes })
-                .map(|()| vec![0u8; bytes])
-        };
+    pub(super) fn new(spec: KvSpec, stored: Stored) -> Result<Self> {
+        let (first, second) = block_bytes(&spec, stored);
+        let zeroed = |bytes: usize| Pages::new("KV memory of a layer", spec.blocks.saturating_mul(bytes));
         let layer = |_| Ok(Mutex::new(Layer { first: zeroed(first)?, second: zeroed(second)? }));
-        Ok(Self { spec, dtype, layers: (0..spec.layers).map(layer).collect::<Result<_>>()? })
+        Ok(Self { spec, stored, layers: (0..spec.layers).map(layer).collect::<Result<_>>()? })
     }
 
     pub(super) fn spec(&self) -> &KvSpec {
@@ -74,24 +94,16 @@ impl CpuKv {
     }
 
     fn kv_shape(&self, op: &'static str) -> Result<KvShape> {
-        match self.spec.layout {
-            KvLayout::Heads { heads, key, value } => Ok(KvShape {
-                kv_heads: heads,
-                k_dim: key,
-                v_dim: value,
-                block: self.spec.block_size,
-                dtype: self.dtype,
-            }),
-            KvLayout::Latent { .. } => Err(Error::shape(op, "a pool of keys and values", "latents")),
+        match shape_of(&self.spec, self.stored) {
+            Shape::Heads(shape) => Ok(shape),
+            Shape::Latent(_) => Err(Error::shape(op, "a pool of keys and values", "latents")),
         }
     }
 
     pub(super) fn latent_shape(&self, op: &'static str) -> Result<LatentShape> {
-        match self.spec.layout {
-            KvLayout::Latent { rank, rope } => {
-                Ok(LatentShape { rank, rope, block: self.spec.block_size, dtype: self.dtype })
-            }
-            KvLayout::Heads { .. } => Err(Error::shape(op, "a pool of latents", "keys and values")),
+        match shape_of(&self.spec, self.stored) {
+            Shape::Latent(shape) => Ok(shape),
+            Shape::Heads(_) => Err(Error::shape(op, "a pool of latents", "keys and values")),
         }
     }
 
@@ -104,14 +116,25 @@ impl CpuKv {
         let kv = self.kv_shape("append")?;
         let mut memory = self.layer(layer)?;
         let Layer { first, second } = &mut *memory;
-        attention::append(cpu, kv, first, second, k.values(), k.cols, v.values(), v.cols, &spans.all()).map_err(shape)
+        attention::append(
+            cpu,
+            kv,
+            first.all_mut(),
+            second.all_mut(),
+            k.values(),
+            k.cols,
+            v.values(),
+            v.cols,
+            &spans.all(),
+        )
+        .map_err(shape)
     }
 
     pub(super) fn append_latent(&self, layer: usize, latent: &Tensor, key: &Tensor, spans: &Spans) -> Result<()> {
         let kv = self.latent_shape("append_latent")?;
         let mut memory = self.layer(layer)?;
         let (c, pe) = (latent.values(), key.values());
-        attention::append_latent(kv, &mut memory.first, c, latent.cols, pe, key.cols, &spans.all()).map_err(shape)
+        attention::append_latent(kv, memory.first.all_mut(), c, latent.cols, pe, key.cols, &spans.all()).map_err(shape)
     }
 
     #[allow(clippy::too_many_arguments)]
@@ -129,7 +152,7 @@ impl CpuKv {
         let kv = self.kv_shape("attention")?;
         let memory = self.layer(layer)?;
         let (cols, seqs) = (out.cols, spans.all());
-        let (k, v) = (&memory.first, &memory.second);
+        let (k, v) = (memory.first.all(), memory.second.all());
         attention::attention(cpu, mode, kv, k, v, q.values(), q.cols, heads, &seqs, scale, out.values_mut(), cols)
             .map_err(shape)
     }

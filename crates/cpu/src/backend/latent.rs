@@ -1,11 +1,11 @@
 //! Latent attention: absorbed, or expanded where that is less work.
 
 use super::{CpuBackend, CpuBatch, CpuKv, CpuLinear, Tensor, shape};
+use crate::Mode;
 use crate::attention::{self, Expanded, LatentShape, Sequence, Span};
 use crate::grouped::ROWS;
 use crate::kernels::Thresholds;
 use crate::linear::{self, Job, Out, W};
-use crate::{Mode, ops};
 use marlin_backend::{Error, LatentForm, LinearHandle, Result};
 use marlin_checkpoint::LatentProjection;
 
@@ -83,11 +83,11 @@ pub(super) fn attention(
         let results = &mut out.values_mut()[rows.start * width..rows.end * width];
         let local = |seq: &Sequence<'_>| Span { row: seq.span.row - rows.start, ..seq.span };
         if let (LatentProjection::Whole(kv_b), true) = (kv_b, expand(&run[0].span)) {
-            expanded(b, &s, queries, kv_b, &memory.first, run[0].table, local(&run[0]), scale, results)?;
+            expanded(b, &s, queries, kv_b, memory.first.all(), run[0].table, local(&run[0]), scale, results)?;
         } else {
             let seqs: Vec<Sequence<'_>> =
                 run.iter().map(|seq| Sequence { span: local(seq), table: seq.table }).collect();
-            absorbed(b, &s, queries, kv_b, &memory.first, &seqs, rows.len(), scale, results)?;
+            absorbed(b, &s, queries, kv_b, memory.first.all(), &seqs, rows.len(), scale, results)?;
         }
     }
     Ok(out)
@@ -183,14 +183,14 @@ fn expanded(
     out: &mut [f32],
 ) -> Result<()> {
     let w = kv_b.whole(b)?;
-    let LatentShape { rank, block, dtype, .. } = s.latent;
+    let LatentShape { rank, block, .. } = s.latent;
     let width = s.latent.width();
     let positions = span.start + span.rows;
     let mut cached = b.buffers.tensor(positions.next_multiple_of(block), width);
     let bytes = s.latent.block_bytes();
     for (to, id) in cached.values_mut().chunks_exact_mut(block * width).zip(table) {
         let from = *id as usize * bytes;
-        ops::to_f32(&b.cpu, &pool[from..from + bytes], dtype, to).map_err(shape)?;
+        attention::read_latent(&b.cpu, s.latent, &pool[from..from + bytes], to).map_err(shape)?;
     }
     let per = s.nope + s.value;
     let mut both = b.buffers.tensor(positions, s.heads * per);

@@ -17,6 +17,7 @@ pub use tensor::Tensor;
 pub use weights::CpuLinear;
 pub(crate) use weights::rotation;
 
+use crate::attention::Stored;
 use crate::fallback::Fallbacks;
 use crate::linear::{ActsBuf, ExpertsBuf};
 use crate::ops::{self, RopeStyle};
@@ -43,11 +44,15 @@ pub enum KvType {
     Bf16,
     /// Half precision.
     F16,
+    /// Signed bytes; a key, a value, or 128 values of a latent share a scale.
+    Int8,
+    /// E4M3 bytes, scaled likewise.
+    Fp8,
 }
 
 impl KvType {
     /// Every type.
-    pub const ALL: [KvType; 4] = [KvType::Auto, KvType::F32, KvType::Bf16, KvType::F16];
+    pub const ALL: [KvType; 6] = [KvType::Auto, KvType::F32, KvType::Bf16, KvType::F16, KvType::Int8, KvType::Fp8];
 
     /// Its name on the command line.
     pub fn name(self) -> &'static str {
@@ -56,6 +61,8 @@ impl KvType {
             KvType::F32 => "f32",
             KvType::Bf16 => "bf16",
             KvType::F16 => "f16",
+            KvType::Int8 => "int8",
+            KvType::Fp8 => "fp8",
         }
     }
 }
@@ -76,7 +83,7 @@ pub struct CpuOptions {
 pub struct CpuBackend {
     cpu: Cpu,
     mode: Mode,
-    kv_dtype: DType,
+    kv_stored: Stored,
     buffers: Buffers,
     scratch: Mutex<Scratch>,
     fallbacks: Fallbacks,
@@ -127,17 +134,19 @@ impl CpuBackend {
 
     /// The same on a given pool and level; `options.threads` is not used.
     pub fn on(cpu: Cpu, options: CpuOptions) -> Self {
-        let kv_dtype = match options.kv {
-            KvType::Auto if options.exact => DType::F32,
-            KvType::Auto | KvType::Bf16 => DType::Bf16,
-            KvType::F32 => DType::F32,
-            KvType::F16 => DType::F16,
+        let kv_stored = match options.kv {
+            KvType::Auto if options.exact => DType::F32.into(),
+            KvType::Auto | KvType::Bf16 => DType::Bf16.into(),
+            KvType::F32 => DType::F32.into(),
+            KvType::F16 => DType::F16.into(),
+            KvType::Int8 => Stored::Int8,
+            KvType::Fp8 => Stored::Fp8,
         };
         let mode = if options.exact { Mode::Exact } else { Mode::Fast };
         Self {
             cpu,
             mode,
-            kv_dtype,
+            kv_stored,
             buffers: Buffers::default(),
             scratch: Mutex::default(),
             fallbacks: Fallbacks::default(),
@@ -188,11 +197,11 @@ impl Backend for CpuBackend {
     }
 
     fn kv(&self, spec: KvSpec) -> Result<CpuKv> {
-        CpuKv::new(spec, self.kv_dtype)
+        CpuKv::new(spec, self.kv_stored)
     }
 
     fn kv_bytes(&self, spec: &KvSpec) -> usize {
-        spec.values() * self.kv_dtype.size()
+        kv::bytes(spec, self.kv_stored)
     }
 
     fn begin(&self, step: &Step, kv: &CpuKv, previous: Option<&Self::Samples>) -> Result<CpuBatch> {

@@ -78,7 +78,7 @@ impl GroupedMat {
         }
         let sample = weight.rows(0..granule.min(rows))?;
         let Some(layout) = Layout::of(&sample, rows) else { return Ok(None) };
-        let mut data = Pages::new(layout.bytes())?;
+        let mut data = Pages::new("a weight", layout.bytes())?;
         let base = Shared(data.ptr_mut());
         // Whole pairs of tiles that are whole granules, a few at a time.
         let pair = 2 * ROWS;

@@ -35,6 +35,24 @@ unsafe fn quads(w: __m256i, x: __m256i, factor: i16) -> __m256i {
     unsafe { _mm256_madd_epi16(_mm256_maddubs_epi16(w, x), _mm256_set1_epi16(factor)) }
 }
 
+/// Signed bytes in the upper eighth of 32-bit lanes as floats.
+#[inline(always)]
+unsafe fn top_i8(v: __m256i) -> __m256 {
+    // SAFETY: only called with the level's features enabled.
+    unsafe { _mm256_cvtepi32_ps(_mm256_srai_epi32::<24>(v)) }
+}
+
+/// E4M3 numbers in the upper eighth of 32-bit lanes as floats.
+#[inline(always)]
+unsafe fn top_e4m3(v: __m256i) -> __m256 {
+    // SAFETY: only called with the level's features enabled.
+    unsafe {
+        // Sign, exponent and mantissa where f32 has them, 2^120 too small.
+        let small = _mm256_and_si256(_mm256_srai_epi32::<4>(v), _mm256_set1_epi32(0x87f0_0000u32 as i32));
+        _mm256_mul_ps(_mm256_castsi256_ps(small), _mm256_set1_ps(f32::from_bits((127 + 120) << 23)))
+    }
+}
+
 // SAFETY comments: every method is covered by the trait's contract: features enabled, pointers valid.
 #[allow(clippy::undocumented_unsafe_blocks)]
 impl Int8 for Avx2 {
@@ -132,6 +150,36 @@ impl Int8 for Avx2 {
                 _mm256_mul_ps(small, _mm256_set1_ps(f32::from_bits((127 + 120) << 23)))
             };
             [one(0), one(1)]
+        }
+    }
+    #[inline(always)]
+    unsafe fn load_i8_quads(p: *const u8) -> [Self::F; 4] {
+        unsafe {
+            let v = [_mm256_loadu_si256(p.cast()), _mm256_loadu_si256(p.add(32).cast())];
+            let a = [_mm256_slli_epi32::<24>(v[0]), _mm256_slli_epi32::<24>(v[1])];
+            let b = [_mm256_slli_epi32::<16>(v[0]), _mm256_slli_epi32::<16>(v[1])];
+            let c = [_mm256_slli_epi32::<8>(v[0]), _mm256_slli_epi32::<8>(v[1])];
+            [
+                [top_i8(a[0]), top_i8(a[1])],
+                [top_i8(b[0]), top_i8(b[1])],
+                [top_i8(c[0]), top_i8(c[1])],
+                [top_i8(v[0]), top_i8(v[1])],
+            ]
+        }
+    }
+    #[inline(always)]
+    unsafe fn load_e4m3_quads(p: *const u8) -> [Self::F; 4] {
+        unsafe {
+            let v = [_mm256_loadu_si256(p.cast()), _mm256_loadu_si256(p.add(32).cast())];
+            let a = [_mm256_slli_epi32::<24>(v[0]), _mm256_slli_epi32::<24>(v[1])];
+            let b = [_mm256_slli_epi32::<16>(v[0]), _mm256_slli_epi32::<16>(v[1])];
+            let c = [_mm256_slli_epi32::<8>(v[0]), _mm256_slli_epi32::<8>(v[1])];
+            [
+                [top_e4m3(a[0]), top_e4m3(a[1])],
+                [top_e4m3(b[0]), top_e4m3(b[1])],
+                [top_e4m3(c[0]), top_e4m3(c[1])],
+                [top_e4m3(v[0]), top_e4m3(v[1])],
+            ]
         }
     }
     #[inline(always)]

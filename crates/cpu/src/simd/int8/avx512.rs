@@ -28,6 +28,24 @@ unsafe fn shift<const S: u32, const T: u32>(v: __m512i) -> __m512i {
     }
 }
 
+/// Signed bytes in the upper eighth of 32-bit lanes as floats.
+#[inline(always)]
+unsafe fn top_i8(v: __m512i) -> __m512 {
+    // SAFETY: only called with the level's features enabled.
+    unsafe { _mm512_cvtepi32_ps(_mm512_srai_epi32::<24>(v)) }
+}
+
+/// E4M3 numbers in the upper eighth of 32-bit lanes as floats.
+#[inline(always)]
+unsafe fn top_e4m3(v: __m512i) -> __m512 {
+    // SAFETY: only called with the level's features enabled.
+    unsafe {
+        // Sign, exponent and mantissa where f32 has them, 2^120 too small.
+        let small = _mm512_and_si512(_mm512_srai_epi32::<4>(v), _mm512_set1_epi32(0x87f0_0000u32 as i32));
+        _mm512_mul_ps(_mm512_castsi512_ps(small), _mm512_set1_ps(f32::from_bits((127 + 120) << 23)))
+    }
+}
+
 // SAFETY comments: every method is covered by the trait's contract: features enabled, pointers valid.
 #[allow(clippy::undocumented_unsafe_blocks)]
 impl<const DOT: bool> Int8 for Avx512<DOT> {
@@ -119,6 +137,22 @@ impl<const DOT: bool> Int8 for Avx512<DOT> {
             let sign = _mm512_and_si512(v, _mm512_set1_epi32(i32::MIN));
             let small = _mm512_castsi512_ps(_mm512_or_si512(magnitude, sign));
             _mm512_mul_ps(small, _mm512_set1_ps(f32::from_bits((127 + 120) << 23)))
+        }
+    }
+    #[inline(always)]
+    unsafe fn load_i8_quads(p: *const u8) -> [__m512; 4] {
+        unsafe {
+            let v = _mm512_loadu_si512(p.cast());
+            let (a, b, c) = (_mm512_slli_epi32::<24>(v), _mm512_slli_epi32::<16>(v), _mm512_slli_epi32::<8>(v));
+            [top_i8(a), top_i8(b), top_i8(c), top_i8(v)]
+        }
+    }
+    #[inline(always)]
+    unsafe fn load_e4m3_quads(p: *const u8) -> [__m512; 4] {
+        unsafe {
+            let v = _mm512_loadu_si512(p.cast());
+            let (a, b, c) = (_mm512_slli_epi32::<24>(v), _mm512_slli_epi32::<16>(v), _mm512_slli_epi32::<8>(v));
+            [top_e4m3(a), top_e4m3(b), top_e4m3(c), top_e4m3(v)]
         }
     }
     #[inline(always)]

@@ -56,6 +56,10 @@ pub trait Int8: Copy + Send + Sync + 'static {
     unsafe fn load_i8(p: *const u8) -> Self::F;
     /// Loads sixteen E4M3 numbers (without infinities; NaN becomes 480).
     unsafe fn load_e4m3(p: *const u8) -> Self::F;
+    /// Loads sixteen quads of signed bytes: vector `j` has number `j` of each quad.
+    unsafe fn load_i8_quads(p: *const u8) -> [Self::F; 4];
+    /// Loads sixteen quads of E4M3 numbers (as [`Int8::load_e4m3`]): vector `j` has number `j` of each quad.
+    unsafe fn load_e4m3_quads(p: *const u8) -> [Self::F; 4];
     /// Loads sixteen E8M0 powers of two (2^-127 becomes 0 where subnormal numbers are flushed; NaN becomes infinite).
     unsafe fn load_e8m0(p: *const u8) -> Self::F;
 }

@@ -44,6 +44,16 @@ unsafe fn words(p: *const u8) -> [uint32x4_t; 4] {
     }
 }
 
+/// Byte `j` of each 32-bit lane, moved to the top of the lane.
+#[inline(always)]
+unsafe fn top(p: *const u8, j: usize) -> [int32x4_t; 4] {
+    // SAFETY: the caller vouches for 64 bytes and the level's features.
+    unsafe {
+        let by = vdupq_n_s32(24 - 8 * j as i32);
+        from_fn(|i| vshlq_s32(vreinterpretq_s32_u8(vld1q_u8(p.add(16 * i))), by))
+    }
+}
+
 // SAFETY comments: every method is covered by the trait's contract: features enabled, pointers valid.
 #[allow(clippy::undocumented_unsafe_blocks)]
 impl<const DOT: bool> Int8 for Neon<DOT> {
@@ -130,6 +140,20 @@ impl<const DOT: bool> Int8 for Neon<DOT> {
                 vmulq_f32(small, vdupq_n_f32(f32::from_bits((127 + 120) << 23)))
             })
         }
+    }
+    #[inline(always)]
+    unsafe fn load_i8_quads(p: *const u8) -> [Self::F; 4] {
+        from_fn(|j| unsafe { top(p, j).map(|v| vcvtq_f32_s32(vshrq_n_s32::<24>(v))) })
+    }
+    #[inline(always)]
+    unsafe fn load_e4m3_quads(p: *const u8) -> [Self::F; 4] {
+        from_fn(|j| unsafe {
+            top(p, j).map(|v| {
+                // Sign, exponent and mantissa where f32 has them, 2^120 too small.
+                let small = vandq_s32(vshrq_n_s32::<4>(v), vdupq_n_s32(0x87f0_0000u32 as i32));
+                vmulq_f32(vreinterpretq_f32_s32(small), vdupq_n_f32(f32::from_bits((127 + 120) << 23)))
+            })
+        })
     }
     #[inline(always)]
     unsafe fn load_e8m0(p: *const u8) -> Self::F {

@@ -57,6 +57,18 @@ impl Int8 for Scalar {
     unsafe fn load_e4m3(p: *const u8) -> Self::F {
         from_fn(|i| e4m3(unsafe { *p.add(i) }))
     }
+    unsafe fn load_i8_quads(p: *const u8) -> [Self::F; 4] {
+        from_fn(|j| from_fn(|i| f32::from(unsafe { *p.add(4 * i + j) } as i8)))
+    }
+    unsafe fn load_e4m3_quads(p: *const u8) -> [Self::F; 4] {
+        // Not a number is 480, as on the other levels: memory that was never written has a weight of zero.
+        let widen = |v: u8| match v {
+            0x7f => 480.0,
+            0xff => -480.0,
+            _ => e4m3(v),
+        };
+        from_fn(|j| from_fn(|i| widen(unsafe { *p.add(4 * i + j) })))
+    }
     unsafe fn load_e8m0(p: *const u8) -> Self::F {
         from_fn(|i| e8m0(unsafe { *p.add(i) }))
     }
