@@ -30,20 +30,20 @@ impl CpuBackend {
         }
     }
 
-    /// Counts experts whose codes are multiplied in f32, once for the layer.
+    /// Counts experts whose codes are multiplied in f32, once for all that the rows go to.
     pub(super) fn note_float_experts(&self, experts: &CpuExperts, routing: &CpuRouting, batch: usize) {
-        let found = experts.0.iter().flatten().find(|w| self.mode == Mode::Fast && w.has_float_codes());
-        if let Some(w) = found {
+        let float = |w: &&CpuLinear| self.mode == Mode::Fast && w.has_float_codes();
+        if let Some(w) = chosen(experts, routing).flatten().find(float) {
             self.count(Reason::FloatCodes, w, batch, [routing.slots, experts.0.len()]);
         }
     }
 
-    /// Counts experts of which not all are trellises, or of the same sizes and with kernels.
+    /// Counts experts that the rows go to, where those are neither all trellises nor of the same sizes and with kernels.
     pub(super) fn note_apart(&self, experts: &CpuExperts, routing: &CpuRouting, batch: usize) {
-        let Some(first) = experts.0.first().filter(|_| self.mode == Mode::Fast) else { return };
+        let Some(first) = chosen(experts, routing).next().filter(|_| self.mode == Mode::Fast) else { return };
         let sizes = |w: &CpuLinear| [w.padded_cols(), w.padded_rows()];
         let apart = (0..first.len()).any(|part| {
-            let all = || experts.0.iter().map(|e| &e[part]);
+            let all = || chosen(experts, routing).map(|e| &e[part]);
             let alike = all().all(|w| sizes(w) == sizes(&first[part]) && matches!(w.weight(), Ok(Some(_))));
             !alike && !all().all(|w| w.trellis().is_some())
         });
@@ -58,4 +58,9 @@ impl CpuBackend {
             self.count(Reason::LatentNotSplit, w, batch, [0, 0]);
         }
     }
+}
+
+/// The experts that rows go to, as often as they do.
+fn chosen<'a>(experts: &'a CpuExperts, routing: &'a CpuRouting) -> impl Iterator<Item = &'a [CpuLinear; 3]> {
+    routing.experts.iter().filter_map(|e| experts.0.get(*e as usize))
 }
