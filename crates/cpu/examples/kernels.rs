@@ -179,7 +179,7 @@ fn grouped_matrix(cpu: &Cpu, name: &str, n: usize, k: usize) -> Result<GroupedMa
                 (6, integer(32), ScaleTree::nested(inner, outer), None)
             }
         };
-        let codes: Vec<u8> = (0..n * k * bits as usize / 8).map(|i| (i * 37 >> 3) as u8).collect();
+        let codes: Vec<u8> = (0..n * k * bits as usize / 8).map(|i| (i * 37 % 251) as u8).collect();
         Grouped::new([n, k], bits, codes.into(), map, scale, minimum)
     };
     let bad = |_| marlin_cpu::Error { op: "grouped", what: "a matrix", expected: 1, found: 0 };

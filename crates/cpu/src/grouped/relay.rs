@@ -165,10 +165,13 @@ fn lay_tile(place: &Place<'_>, part: &Grouped, first: usize, tile: &mut [u8]) {
         let at = place.record(record) + layout.numbers;
         let steps = tile[at..at + layout.steps(record) * size].chunks_exact_mut(size);
         for (step, to) in steps.enumerate().map(|(i, to)| (record * (SPAN / STEP) + i, to)) {
+            if layout.bits == 4 && (step + 1) * STEP <= layout.cols {
+                lay_fours(&rows[..count], step * bytes, to);
+                continue;
+            }
             for (r, row) in rows[..count].iter().enumerate() {
                 match row.get(step * bytes..(step + 1) * bytes) {
                     Some(from) if (step + 1) * STEP <= layout.cols => match layout.bits {
-                        4 => lay_four(r, from, to),
                         8 => lay(8, r, from.try_into().unwrap_or(&[0; 32]), to),
                         bits => lay(bits, r, &expand(bits, from), to),
                     },
@@ -242,17 +245,23 @@ fn lay_numbers(place: &Place<'_>, numbers: &Numbers, scales: &Scales, first: usi
     }
 }
 
-/// Row `r`'s 32 codes of 4 bits.
-fn lay_four(r: usize, from: &[u8], step: &mut [u8]) {
-    for (j, word) in from.as_chunks::<4>().0.iter().enumerate() {
-        let x = u32::from_le_bytes(*word);
-        // Four nibbles to the low halves of four bytes.
-        let spread = |v: u32| {
-            let v = (v | v << 8) & 0x00ff_00ff;
-            (v | v << 4) & 0x0f0f_0f0f
-        };
-        let planes = spread(x & 0xffff) | spread(x >> 16) << 4;
-        step[64 * j + 4 * r..][..4].copy_from_slice(&planes.to_le_bytes());
+/// A step of 4-bit codes: the 16 bytes from `at` on of each row.
+fn lay_fours(rows: &[&[u8]], at: usize, step: &mut [u8]) {
+    let mut words = [[0u32; ROWS]; 4];
+    for (r, row) in rows.iter().enumerate() {
+        for (words, bytes) in words.iter_mut().zip(row[at..at + 16].as_chunks::<4>().0) {
+            words[r] = u32::from_le_bytes(*bytes);
+        }
+    }
+    // Four nibbles to the low halves of four bytes.
+    let spread = |v: u32| {
+        let v = (v | v << 8) & 0x00ff_00ff;
+        (v | v << 4) & 0x0f0f_0f0f
+    };
+    for (words, vector) in words.iter().zip(step.as_chunks_mut::<64>().0) {
+        for (x, to) in words.iter().zip(vector.as_chunks_mut::<4>().0) {
+            *to = (spread(x & 0xffff) | spread(x >> 16) << 4).to_le_bytes();
+        }
     }
 }
 

@@ -17,7 +17,7 @@ mod x86_512;
 use int8::Int8;
 use std::fmt;
 
-/// Lanes of [`Simd::F`].
+/// Lanes of [`Int8::F`].
 pub const LANES: usize = 16;
 /// `bf16` values in [`Simd::B`].
 pub const PAIRS: usize = 32;

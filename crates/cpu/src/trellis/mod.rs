@@ -2,10 +2,10 @@
 //!
 //! `y = blockH(blockH(x * suh) W) * svh + bias`: [`TrellisActsBuf::prepare`] rotates and rounds the input,
 //! [`TrellisJob`] multiplies a range of outputs and rotates it back, [`trellis_linears`] runs several jobs in one parallel
-//! region. [`TrellisMat`] is the weight, re-laid for vectors ([`layout`]).
+//! region. [`TrellisMat`] is the weight, re-laid for vectors (`layout`).
 //!
-//! * Few rows ([`gemv`]): 16-bit activations against weights decoded in registers.
-//! * Many rows ([`gemm`]): panels decoded once; 8-bit weights and activations where the machine has fast products of
+//! * Few rows (`gemv`): 16-bit activations against weights decoded in registers.
+//! * Many rows (`gemm`): panels decoded once; 8-bit weights and activations where the machine has fast products of
 //!   bytes, 16-bit ones elsewhere.
 //! * Exact: `f16` values as the format defines them, `f32` activations and sums, the same bits on every level.
 //!

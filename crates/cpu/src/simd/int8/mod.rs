@@ -21,7 +21,7 @@ pub trait Int8: Copy + Send + Sync + 'static {
     type V: Copy;
     /// Sixteen `i32` lanes.
     type I: Copy;
-    /// Whether [`Int8::dot`] takes bytes of the full range at the price of small ones.
+    /// Whether [`Int8::dot_bytes`] takes bytes of the full range at the price of small ones.
     const FULL: bool;
     /// Rows of activations in a tile of integer products.
     const BYTE_ROWS: usize;
