@@ -129,7 +129,8 @@ impl Hub {
             part.complete(progress)?;
             std::fs::rename(&part.at, &blob).map_err(|e| Error::io(&blob, e))?;
         }
-        place(&blob, &link, &etag)
+        // Another pull may have placed it meanwhile, and whoever reads it must not find it gone.
+        if link.exists() { Ok(()) } else { place(&blob, &link, &etag) }
     }
 }
 
