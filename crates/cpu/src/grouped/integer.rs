@@ -9,7 +9,7 @@ use super::{ROWS, SPAN, STEP};
 use crate::simd::{self, Kernel, LANES, Simd};
 
 /// Rows of activations that pass over a pair of tiles before the next pair is unpacked.
-const ROW_BLOCK: usize = 96;
+const ROW_BLOCK: usize = 48;
 /// Bytes of an unpacked step of a pair of tiles.
 const PAIR_STEP: usize = 2 * 8 * 64;
 /// Bytes ahead of use that are asked for.
