@@ -64,7 +64,7 @@ impl Default for TrellisActsBuf {
 
 /// Prepared activations `[m, k]`, for all weights behind the same rotation. A plain view, to be copied freely.
 ///
-/// A row is its values (16-bit ones in the order of [`pair`]), then a scale for each block, the sum of each block's
+/// A row is its values (16-bit ones in the order of `pair`), then a scale for each block, the sum of each block's
 /// integers, and the sum of all blocks' sums times their scales.
 #[derive(Clone, Copy)]
 pub struct TrellisActs<'a> {
