@@ -9,7 +9,7 @@ use std::collections::{HashMap, HashSet};
 pub struct Inventory {
     required: Vec<TensorInfo>,
     mtp: Vec<TensorInfo>,
-    ignored: Vec<String>,
+    stood_for: Vec<String>,
     latents: HashMap<String, LatentSizes>,
     shapes: HashMap<String, [usize; 2]>,
     lengths: HashMap<String, usize>,
@@ -61,10 +61,11 @@ impl Inventory {
         self.matrix(&format!("{prefix}.down_proj"), hidden, intermediate);
     }
 
-    /// A module that may be there and need not be used.
+    /// A module that another stands for where it is stored as floats or not at all, as the embedding does for a tied output
+    /// projection. Some schemes quantise it apart; then it is one of the model's.
     pub(crate) fn optional(&mut self, module: &str, rows: usize, cols: usize) {
         self.shapes.insert(module.to_owned(), [rows, cols]);
-        self.ignored.push(module.to_owned());
+        self.stood_for.push(module.to_owned());
     }
 
     /// Everything declared by `declare` belongs to the multi-token-prediction layers: may be there, for speculation.
@@ -143,9 +144,23 @@ impl Inventory {
                 Err(e) => wrong.push(e.to_string()),
             }
         }
+        for module in &self.stood_for {
+            let features = self.features(module).unwrap_or_default();
+            match modules.linear(module, features) {
+                Ok(found) if found.stored.scheme != "dense" => {
+                    used.extend(found.stored.tensors.iter().cloned());
+                    report.modules.push((module.clone(), found.stored));
+                }
+                Ok(_) | Err(MissingTensor { .. }) => {}
+                // Floats beside an embedding that stands for them are not looked at.
+                Err(_)
+                    if source.tensors().iter().any(|t| t.name == format!("{module}.weight") && t.dtype.is_float()) => {}
+                Err(e) => wrong.push(e.to_string()),
+            }
+        }
         let ignored = |name: &str| {
             let module = |m: &String| name.strip_prefix(m.as_str()).is_some_and(|rest| rest.starts_with('.'));
-            self.ignored.iter().any(module) || modules.ignores(name)
+            self.stood_for.iter().any(module) || modules.ignores(name)
         };
         let surplus = source.tensors().iter().filter(|t| !used.contains(&t.name) && !ignored(&t.name));
         wrong.extend(surplus.map(|t| format!("tensor {:?} {:?} is not part of this architecture", t.name, t.shape)));

@@ -157,7 +157,7 @@ impl<B: Backend> Model<B> {
                 Layers::Resident(layers)
             }
         };
-        let lm_head = match own_head(&info, modules.as_ref()) {
+        let lm_head = match report.modules.iter().any(|(name, _)| name == "lm_head") {
             true => Arc::new(loader.linear("lm_head", false)?),
             false => embed_tokens.clone(),
         };
@@ -221,11 +221,4 @@ impl<B: Backend> Model<B> {
             }
         }
     }
-}
-
-/// Whether the output projection is stored on its own: always if it is not tied to the embedding; if it is, when some
-/// scheme has quantised it apart, as EXL3 does.
-fn own_head(info: &ModelInfo, modules: &dyn Modules) -> bool {
-    let quantised = || modules.linear("lm_head", [info.vocab, info.hidden]).is_ok_and(|f| f.stored.scheme != "dense");
-    !info.tied || quantised()
 }

@@ -5,9 +5,10 @@ mod common;
 
 use common::{BLOCK, root, step};
 use marlin_backend::Backend;
-use marlin_checkpoint::{Checkpoint, Config, Folder, scheme_checkpoint};
+use marlin_checkpoint::{Checkpoint, Config, Folder, Result, Tensor, TensorInfo, TensorSource, scheme_checkpoint};
 use marlin_cpu::{CpuBackend, CpuOptions};
 use marlin_models::{Architecture, LoadOptions, Model};
+use std::sync::Arc;
 
 const SCHEMES: [(&str, &str); 23] = [
     ("exl3-3", "exl3"),
@@ -85,4 +86,47 @@ fn an_unknown_scheme_names_the_known() {
         let error = scheme_checkpoint(config.clone(), &[], scheme, 0).err().unwrap().to_string();
         assert!(error.starts_with(&format!("scheme {scheme:?}: expected one of exl3-1")), "{error}");
     }
+}
+
+/// A checkpoint without one of its tensors.
+struct Without(Arc<dyn TensorSource>, Vec<TensorInfo>);
+
+impl TensorSource for Without {
+    fn tensors(&self) -> &[TensorInfo] {
+        &self.1
+    }
+
+    fn tensor(&self, name: &str) -> Result<Tensor> {
+        self.0.tensor(name)
+    }
+
+    fn contains(&self, name: &str) -> bool {
+        self.1.iter().any(|t| t.name == name)
+    }
+
+    fn describe(&self) -> String {
+        self.0.describe()
+    }
+}
+
+/// EXL3 quantises the output projection of a tied model apart from its embedding: it counts as a module of the model, and
+/// is not passed over when it is damaged.
+#[test]
+fn a_tied_output_projection_that_is_quantised_apart() {
+    let [tied, _] = configs();
+    let architecture = Architecture::parse(&tied).unwrap();
+    let inventory = architecture.inventory();
+    let check = |scheme: &str, missing: &str| {
+        let (config, store) = scheme_checkpoint(tied.clone(), inventory.required(), scheme, 7).unwrap();
+        let kept = store.tensors().iter().filter(|t| t.name != missing).cloned().collect();
+        let store: Arc<dyn TensorSource> = Arc::new(Without(store, kept));
+        let folder = Folder::Embedded { name: "synthetic", files: &[] };
+        let modules = Checkpoint::from_parts(scheme, config, store.clone(), folder).unwrap().modules().unwrap();
+        let report = inventory.check(modules.as_ref(), store.as_ref()).map_err(|e| e.to_string())?;
+        Ok::<_, String>(report.modules.into_iter().find(|(name, _)| name == "lm_head").map(|(_, stored)| stored.bits))
+    };
+    assert_eq!(check("exl3-3", ""), Ok(Some(6)));
+    assert_eq!(check("gptq-4", ""), Ok(None));
+    let refused = check("exl3-3", "lm_head.suh").unwrap_err();
+    assert!(refused.contains("lm_head"), "{refused}");
 }

@@ -90,15 +90,7 @@ impl HuggingFace {
         if !whole.dtype.is_float() {
             return Err(Error::DType { name: stack, expected: "BF16, F16, F32 or F64", found: whole.dtype });
         }
-        let stored = Stored {
-            scheme: "dense",
-            detail: whole.dtype.name().to_lowercase(),
-            bits: 8 * whole.dtype.size() as u32,
-            group: None,
-            features: features.to_vec(),
-            bytes: (rows * cols * whole.dtype.size()) as u64,
-            tensors: vec![stack],
-        };
+        let stored = Stored::dense(whole.dtype, &features, stack);
         let name = format!("{experts}.{e}.{matrix}");
         Ok(Some(Found::new(stored, move || {
             let tensor = part.tensor(suffix)?;
@@ -151,15 +143,7 @@ impl Modules for HuggingFace {
             let expected = "BF16, F16, F32 or F64";
             return Err(Error::DType { name: name.to_owned(), expected, found: tensor.info.dtype });
         }
-        let stored = Stored {
-            scheme: "dense",
-            detail: tensor.info.dtype.name().to_lowercase(),
-            bits: 8 * tensor.info.dtype.size() as u32,
-            group: None,
-            features: vec![len],
-            bytes: tensor.info.bytes() as u64,
-            tensors: vec![name.to_owned()],
-        };
+        let stored = Stored::dense(tensor.info.dtype, &[len], name.to_owned());
         Ok(Found::new(stored, move || Ok(tensor.clone())))
     }
 

@@ -15,7 +15,7 @@ pub(crate) use gguf::{GgufFolder, config as gguf_config};
 pub use hugging_face::HuggingFace;
 pub use part::Part;
 
-use crate::{Linear, Result, Tensor};
+use crate::{DType, Linear, Result, Tensor};
 
 /// How a module is stored.
 #[derive(Clone, Debug, PartialEq)]
@@ -38,6 +38,19 @@ pub struct Stored {
 }
 
 impl Stored {
+    /// Floats of type `dtype` in the tensor `tensor`.
+    pub(crate) fn dense(dtype: DType, features: &[usize], tensor: String) -> Self {
+        Self {
+            scheme: "dense",
+            detail: dtype.name().to_lowercase(),
+            bits: 8 * dtype.size() as u32,
+            group: None,
+            features: features.to_vec(),
+            bytes: (features.iter().product::<usize>() * dtype.size()) as u64,
+            tensors: vec![tensor],
+        }
+    }
+
     /// Weights.
     pub fn elements(&self) -> u64 {
         self.features.iter().map(|n| *n as u64).product()

@@ -33,6 +33,22 @@ pub(crate) struct Integer<'a> {
     pub scratch: *mut u8,
 }
 
+/// `self.each(bits, table)` with a constant number of bits in each arm, so that each is code of its own.
+macro_rules! each_width {
+    ($kernel:ident, $simd:ident) => {
+        match ($kernel.bits, $kernel.table) {
+            (4, Some(table)) => $kernel.each::<$simd>(4, Some($simd::table(table.as_ptr()))),
+            (2, _) => $kernel.each::<$simd>(2, None),
+            (3, _) => $kernel.each::<$simd>(3, None),
+            (4, _) => $kernel.each::<$simd>(4, None),
+            (5, _) => $kernel.each::<$simd>(5, None),
+            (6, _) => $kernel.each::<$simd>(6, None),
+            (7, _) => $kernel.each::<$simd>(7, None),
+            _ => $kernel.each::<$simd>(8, None),
+        }
+    };
+}
+
 /// What a block of rows, up to `MR`, needs of one record.
 #[derive(Clone, Copy)]
 struct Cell {
@@ -176,18 +192,7 @@ impl<const HALF: bool, const AFFINE: bool> Kernel for Single<'_, HALF, AFFINE> {
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
         // SAFETY: the fields' promises.
-        unsafe {
-            match (self.bits, self.table) {
-                (4, Some(table)) => self.each::<S>(4, Some(S::table(table.as_ptr()))),
-                (2, _) => self.each::<S>(2, None),
-                (3, _) => self.each::<S>(3, None),
-                (4, _) => self.each::<S>(4, None),
-                (5, _) => self.each::<S>(5, None),
-                (6, _) => self.each::<S>(6, None),
-                (7, _) => self.each::<S>(7, None),
-                _ => self.each::<S>(8, None),
-            }
-        }
+        unsafe { each_width!(self, S) }
     }
 }
 
@@ -246,20 +251,8 @@ impl Kernel for Unpack<'_> {
 
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
-        // A constant number of bits in each arm, so that each is code of its own.
         // SAFETY: the fields' promises.
-        unsafe {
-            match (self.bits, self.table) {
-                (4, Some(table)) => self.each::<S>(4, Some(S::table(table.as_ptr()))),
-                (2, _) => self.each::<S>(2, None),
-                (3, _) => self.each::<S>(3, None),
-                (4, _) => self.each::<S>(4, None),
-                (5, _) => self.each::<S>(5, None),
-                (6, _) => self.each::<S>(6, None),
-                (7, _) => self.each::<S>(7, None),
-                _ => self.each::<S>(8, None),
-            }
-        }
+        unsafe { each_width!(self, S) }
     }
 }
 

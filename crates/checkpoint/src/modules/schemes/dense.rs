@@ -14,15 +14,7 @@ pub(super) fn find(part: &Part, features: [usize; 2], _: &Config) -> Result<Opti
     if !info.dtype.is_float() {
         return Err(Error::DType { name: info.name, expected: "BF16, F16, F32 or F64", found: info.dtype });
     }
-    let stored = Stored {
-        scheme: "dense",
-        detail: info.dtype.name().to_lowercase(),
-        bits: 8 * info.dtype.size() as u32,
-        group: None,
-        features: features.to_vec(),
-        bytes: info.bytes() as u64,
-        tensors: vec![part.name(".weight")],
-    };
+    let stored = Stored::dense(info.dtype, &features, part.name(".weight"));
     let part = part.clone();
     Ok(Some(Found::new(stored, move || {
         Ok(Linear::new(part.base(), Weight::Dense(Dense::new(part.tensor(".weight")?)?), None))

@@ -119,24 +119,3 @@ fn files_of_llama_cpp_agree_with_python() {
         }
     }
 }
-
-/// `cargo test --release -p marlin-checkpoint conversion_speed -- --ignored --nocapture`
-#[test]
-#[ignore = "prints a speed"]
-fn conversion_speed() {
-    for dtype in TYPES {
-        let (rows, cols) = (4096, 4096);
-        let data: Vec<u8> = (0..dtype.bytes(rows * cols)).map(|i| (i * 7 % 251) as u8).collect();
-        let info = crate::TensorInfo { name: dtype.name().into(), dtype, shape: vec![rows, cols] };
-        let blocks = Blocks::new(Tensor { info, data: data.into() }, [rows, cols], HeadOrder::Plain).unwrap();
-        let mut best = f64::INFINITY;
-        for _ in 0..5 {
-            let started = std::time::Instant::now();
-            for first in (0..rows).step_by(64) {
-                std::hint::black_box(blocks.unpack(first..first + 64).unwrap());
-            }
-            best = best.min(started.elapsed().as_secs_f64());
-        }
-        println!("{dtype}: {:.2} GB/s of the file's bytes", blocks.bytes() as f64 / best / 1e9);
-    }
-}
