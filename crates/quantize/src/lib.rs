@@ -1,0 +1,17 @@
+//! From a checkpoint to a smaller one that is as good as can be.
+//!
+//! * [`Hessian`]: what calibration knows of a linear's inputs.
+//! * [`Method`]: a quantiser: a weight and its Hessian in, the tensors of a format out.
+//! * [`Compute`]: the heavy inner loops, for a device to take over.
+
+mod compute;
+mod error;
+mod hessian;
+mod matrix;
+mod method;
+
+pub use compute::Compute;
+pub use error::{Error, Result};
+pub use hessian::Hessian;
+pub use matrix::Matrix;
+pub use method::{Method, Quantised, Written};
