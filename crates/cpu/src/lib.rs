@@ -12,6 +12,8 @@
 // Register tiles are arrays indexed by constants, several at a time; iterators would hide which.
 #![allow(clippy::needless_range_loop)]
 
+#[cfg(target_arch = "x86_64")]
+mod amx;
 pub mod attention;
 mod backend;
 pub mod bandwidth;
@@ -74,6 +76,11 @@ impl Cpu {
     /// The instruction set in use.
     pub fn level(&self) -> Level {
         self.level
+    }
+
+    /// Whether products with so many rows of activations go to matrix tiles, in fast mode.
+    pub(crate) fn tiled(&self, rows: usize) -> bool {
+        self.level == Level::Amx && rows >= self.thresholds.tile_rows
     }
 
     /// Whether weights of this type are multiplied with activations rounded to `bf16` in this mode.
