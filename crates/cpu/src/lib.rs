@@ -6,7 +6,8 @@
 //!
 //! **Invariance.** A value depends only on its own row of inputs and weights, never on the batch around it, the tiling,
 //! or the number of threads: every kernel has one order of accumulation for each output, in either [`Mode`]. In
-//! [`Mode::Exact`] the order is also the same on every level, so results are equal bit for bit across machines.
+//! [`Mode::Exact`] the order is also the same on every level, so results are equal bit for bit across machines. In
+//! [`Mode::Fast`] some [`Thresholds`] choose by the number of rows between kernels that round differently.
 
 #![allow(unsafe_code)]
 // Register tiles are arrays indexed by constants, several at a time; iterators would hide which.
