@@ -13,7 +13,9 @@ const ROW_BLOCK: usize = 48;
 /// Bytes of an unpacked step of a pair of tiles.
 const PAIR_STEP: usize = 2 * 8 * 64;
 /// Bytes ahead of use that are asked for.
-const AHEAD: usize = 6144;
+const AHEAD: usize = 4096;
+/// Pairs of tiles that a matrix-vector product reads side by side: memory answers several streams faster than one.
+const STREAMS: usize = 2;
 
 /// Scratch that [`Integer`] needs: unpacked codes and sums.
 pub(crate) const SCRATCH: usize = STEPS * PAIR_STEP + ROW_BLOCK * 2 * LANES * 4;
@@ -129,12 +131,19 @@ unsafe fn cell<S: Simd, const MR: usize, const WIDE: bool, const HALF: bool, con
     }
 }
 
-/// One row of activations against one record of two tiles, straight from the codes: for a matrix-vector product, where
-/// unpacking into memory would be most of the work.
+/// One row of activations against one record of some tiles, straight from the codes: for a matrix-vector product, where
+/// unpacking into memory would be most of the work. A step of each tile follows one of the tile before, so that memory is
+/// read in as many streams.
 struct Single<'a, const HALF: bool, const AFFINE: bool> {
     bits: u32,
     table: Option<&'a [u8; 16]>,
-    codes: [*const u8; 2],
+    /// The codes of each tile.
+    codes: &'a [*const u8],
+    /// Bytes of numbers before them.
+    numbers: usize,
+    /// From here to the same of the next record.
+    ahead: usize,
+    /// Of the first tiles; more follow.
     cell: Cell,
 }
 
@@ -146,16 +155,21 @@ impl<const HALF: bool, const AFFINE: bool> Single<'_, HALF, AFFINE> {
         let pieces = if HALF { 2 } else { 1 };
         // SAFETY: the fields' promises.
         unsafe {
-            let mut y = [S::load(c.y), S::load(c.y.add(LANES))];
-            for step in 0..c.steps {
+            for codes in self.codes {
+                for line in (0..self.numbers).step_by(64) {
+                    S::prefetch(codes.wrapping_sub(self.numbers).wrapping_add(self.ahead + line));
+                }
+            }
+            for (half, step) in (0..2).flat_map(|half| (0..c.steps).map(move |step| (half, step))) {
                 let scale_x = S::splat(*c.scales.add(step));
-                for t in 0..2 {
+                for (t, codes_of) in self.codes.iter().enumerate().skip(half).step_by(2) {
                     let numbers = &*c.numbers.add(t);
-                    let from = self.codes[t].add(step * size);
+                    let from = codes_of.add(step * size);
                     for line in 0..bits as usize {
-                        S::prefetch(from.wrapping_add(AHEAD + 64 * line));
+                        S::prefetch(from.wrapping_add(self.ahead + 64 * line));
                     }
                     let v = codes::<S>(bits, from);
+                    let mut y = S::load(c.y.add(t * LANES));
                     for half in 0..pieces {
                         let piece = pieces * step + half;
                         // Two sums, so that products wait less for each other; integers add up in any order.
@@ -170,18 +184,17 @@ impl<const HALF: bool, const AFFINE: bool> Single<'_, HALF, AFFINE> {
                         }
                         let g = if HALF { piece } else { step >> c.shift };
                         let factor = S::mul(S::load(numbers.scale.get_unchecked(g).as_ptr()), scale_x);
-                        y[t] = S::fma(S::to_f32(S::add_sums(acc[0], acc[1])), factor, y[t]);
+                        y = S::fma(S::to_f32(S::add_sums(acc[0], acc[1])), factor, y);
                         if AFFINE {
                             let minimum = S::load(numbers.minimum.get_unchecked(g).as_ptr());
                             let at = c.products.add(2 * step + half);
                             let sum = if HALF { *at } else { *at + *at.add(1) };
-                            y[t] = S::fma(minimum, S::splat(sum), y[t]);
+                            y = S::fma(minimum, S::splat(sum), y);
                         }
                     }
+                    S::store(c.y.add(t * LANES), y);
                 }
             }
-            S::store(c.y, y[0]);
-            S::store(c.y.add(LANES), y[1]);
         }
     }
 }
@@ -308,67 +321,92 @@ impl Integer<'_> {
     }
 
     unsafe fn all<const WIDE: bool, const HALF: bool, const AFFINE: bool>(&self, level: simd::Level) {
+        let single = self.x.m == 1 && !WIDE;
+        let (streams, block) = if single { (STREAMS, 1) } else { (1, ROW_BLOCK) };
         let layout = self.w.layout();
-        let panel = self.scratch;
-        let mut both = [Decoded::new(), Decoded::new()];
-        let numbers = both.as_mut_ptr();
+        let mut numbers = [const { Decoded::new() }; 2 * STREAMS];
+        // Each stream goes through consecutive pairs of tiles, so that what follows in memory is what it wants next.
+        let pairs = self.tiles.div_ceil(2);
+        let each = pairs.div_ceil(streams);
+        // SAFETY: the contract of `run`; the scratch holds the panel and the sums, in this order.
+        unsafe {
+            let y = self.scratch.add(STEPS * PAIR_STEP).cast::<f32>();
+            for m0 in (0..self.x.m).step_by(block) {
+                let rows = block.min(self.x.m - m0);
+                for first in 0..each {
+                    let (mut tiles, mut n) = ([0; 2 * STREAMS], 0);
+                    for pair in (first..pairs).step_by(each) {
+                        for tile in [2 * pair, 2 * pair + 1].into_iter().filter(|tile| *tile < self.tiles) {
+                            tiles[n] = tile;
+                            n += 1;
+                        }
+                    }
+                    let tiles = &tiles[..n];
+                    y.write_bytes(0, rows * 2 * streams * LANES);
+                    for record in 0..layout.records() {
+                        self.record::<WIDE, HALF, AFFINE>(level, tiles, &mut numbers, record, [m0, rows], y);
+                    }
+                    for (t, tile) in tiles.iter().enumerate() {
+                        let n = (layout.rows() - (self.first + tile) * ROWS).min(ROWS);
+                        for m in 0..rows {
+                            let out = self.out.add((m0 + m) * self.ld + tile * ROWS);
+                            out.copy_from_nonoverlapping(y.add((2 * m + t) * LANES), n);
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    /// Adds a record's products with these tiles to `y`: `[rows, 2, LANES]`, or for one row `[tiles, LANES]`.
+    #[inline(always)]
+    unsafe fn record<const WIDE: bool, const HALF: bool, const AFFINE: bool>(
+        &self,
+        level: simd::Level,
+        tiles: &[usize],
+        numbers: &mut [Decoded; 2 * STREAMS],
+        record: usize,
+        [m0, rows]: [usize; 2],
+        y: *mut f32,
+    ) {
+        let layout = self.w.layout();
         let table = match &layout.mapping {
             Mapping::Table { table, .. } => Some(table),
             _ => None,
         };
-        let shift = (layout.group / STEP).max(1).trailing_zeros();
         debug_assert!(SPAN / layout.group <= GROUPS);
-        let single = self.x.m == 1 && !WIDE;
-        // SAFETY: the contract of `run`; the scratch holds the panel and the sums, in this order.
+        let (bits, steps) = (layout.bits, layout.steps(record));
+        let row = record * self.x.all + m0;
+        // SAFETY: the contract of `run`.
         unsafe {
-            let y = panel.add(STEPS * PAIR_STEP).cast::<f32>();
-            for m0 in (0..self.x.m).step_by(ROW_BLOCK) {
-                let rows = ROW_BLOCK.min(self.x.m - m0);
-                for pair in (0..self.tiles).step_by(2) {
-                    y.write_bytes(0, rows * 2 * LANES);
-                    let second = usize::from(pair + 1 < self.tiles);
-                    for record in 0..layout.records() {
-                        let steps = layout.steps(record);
-                        let row = record * self.x.all + m0;
-                        let c = Cell {
-                            panel,
-                            steps,
-                            shift,
-                            x: self.x.bytes.add(row * SPAN),
-                            scales: self.x.scales.add(row * STEPS),
-                            starts: self.starts.add(row * if HALF { HALVES } else { STEPS }),
-                            products: self.x.products.add(row * HALVES),
-                            numbers,
-                            y,
-                        };
-                        let mut codes = [std::ptr::null(); 2];
-                        for t in 0..=second {
-                            let tile = self.first + pair + t;
-                            let (head, at) = (self.w.head(tile), self.w.record(tile, record));
-                            let out = &mut *numbers.add(t);
-                            simd::run(level, Decode { layout, head, record: at, folded: true, out });
-                            codes[t] = at.add(layout.numbers);
-                        }
-                        let bits = layout.bits;
-                        if single {
-                            // An odd last tile is computed twice and written once.
-                            let codes = [codes[0], codes[second]];
-                            simd::run(level, Single::<HALF, AFFINE> { bits, table, codes, cell: c });
-                            continue;
-                        }
-                        for t in 0..=second {
-                            let panel = panel.add(512 * t);
-                            simd::run(level, Unpack { bits, table, codes: codes[t], steps, panel });
-                        }
-                        simd::run(level, Block::<WIDE, HALF, AFFINE>(c, rows));
-                    }
-                    for m in 0..rows {
-                        let out = self.out.add((m0 + m) * self.ld + pair * ROWS);
-                        let n = (layout.rows - (self.first + pair) * ROWS).min((1 + second) * ROWS);
-                        out.copy_from_nonoverlapping(y.add(m * 2 * LANES), n);
-                    }
-                }
+            let mut codes = [std::ptr::null(); 2 * STREAMS];
+            for (t, tile) in tiles.iter().enumerate() {
+                let (head, at) = (self.w.head(self.first + tile), self.w.record(self.first + tile, record));
+                simd::run(level, Decode { layout, head, record: at, folded: true, out: &mut numbers[t] });
+                codes[t] = at.add(layout.numbers);
             }
+            let codes = &codes[..tiles.len()];
+            let cell = Cell {
+                panel: self.scratch,
+                steps,
+                shift: (layout.group / STEP).max(1).trailing_zeros(),
+                x: self.x.bytes.add(row * SPAN),
+                scales: self.x.scales.add(row * STEPS),
+                starts: self.starts.add(row * if HALF { HALVES } else { STEPS }),
+                products: self.x.products.add(row * HALVES),
+                numbers: numbers.as_ptr(),
+                y,
+            };
+            if self.x.m == 1 && !WIDE {
+                let (numbers, ahead) = (layout.numbers, 2 * layout.record());
+                simd::run(level, Single::<HALF, AFFINE> { bits, table, codes, numbers, ahead, cell });
+                return;
+            }
+            for (t, codes) in codes.iter().enumerate() {
+                let panel = self.scratch.add(512 * t);
+                simd::run(level, Unpack { bits, table, codes: *codes, steps, panel });
+            }
+            simd::run(level, Block::<WIDE, HALF, AFFINE>(cell, rows));
         }
     }
 }

@@ -20,7 +20,7 @@ pub(crate) struct Decoded {
 }
 
 impl Decoded {
-    pub fn new() -> Decoded {
+    pub const fn new() -> Decoded {
         Decoded { scale: [[0.0; LANES]; GROUPS], minimum: [[0.0; LANES]; GROUPS], zero: [[0.0; LANES]; GROUPS] }
     }
 }

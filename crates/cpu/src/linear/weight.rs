@@ -145,7 +145,8 @@ impl<'a> W<'a> {
         let (m, n, row) = (x.m, self.rows(), self.row_bytes().max(1));
         if m <= 8 {
             let least = (16 << 10) / row;
-            let step = if matches!(self, W::Dense(_)) { 6 } else { PAIR };
+            // Pairs of tiles are read several at a time.
+            let (wanted, step) = if matches!(self, W::Dense(_)) { (wanted, 6) } else { (wanted.div_ceil(2), PAIR) };
             return (m, n.div_ceil(wanted).max(least).next_multiple_of(step));
         }
         if matches!(self, W::Grouped(_)) || self.tiled(cpu, x) {
