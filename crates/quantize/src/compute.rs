@@ -9,8 +9,8 @@ pub trait Compute: Send + Sync {
     /// Runs `body` over the parts of `0..n`, none smaller than `grain` but the last, on all threads.
     fn ranges(&self, n: usize, grain: usize, body: &(dyn Fn(Range<usize>) + Sync));
 
-    /// Adds `rows` inputs `x` `[rows, size]` to the sums, each weighted by its `weights` if given. Rows with a value that
-    /// is not finite are left out; the number of those is returned.
+    /// Adds `rows` inputs `x` `[rows, size]` to the sums, each weighted by its `weights` (not negative) if given. Rows
+    /// with a value that is not finite are left out; the number of those is returned.
     fn accumulate(&self, hessian: &mut Hessian, x: &[f32], weights: Option<&[f32]>) -> usize;
 }
 
@@ -22,19 +22,10 @@ impl Compute for Cpu {
     fn accumulate(&self, hessian: &mut Hessian, x: &[f32], weights: Option<&[f32]>) -> usize {
         let size = hessian.size();
         let (sums, tokens) = hessian.parts_mut();
-        let mut left_out = 0;
-        for (t, x) in x.chunks_exact(size).enumerate() {
-            if x.iter().any(|v| !v.is_finite()) {
-                left_out += 1;
-                continue;
-            }
-            let weight = weights.map_or(1.0, |w| w[t]);
-            *tokens += 1.0;
-            for i in 0..size {
-                let scaled = weight * x[i];
-                sums.row_mut(i).iter_mut().zip(x).for_each(|(sum, v)| *sum += scaled * v);
-            }
-        }
+        let rows = x.len() / size.max(1);
+        // The sums are square and as wide as the rows; weights come one for each row.
+        let left_out = marlin_cpu::ops::gram(self, x, size, weights, sums.data_mut()).unwrap_or(rows);
+        *tokens += (rows - left_out) as f64;
         left_out
     }
 }
