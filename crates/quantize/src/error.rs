@@ -6,6 +6,12 @@ pub enum Error {
     /// A file or tensor of a checkpoint.
     #[error(transparent)]
     Checkpoint(#[from] marlin_checkpoint::Error),
+    /// The model could not be built or run.
+    #[error(transparent)]
+    Model(#[from] marlin_models::Error),
+    /// The backend refused an operation.
+    #[error(transparent)]
+    Backend(#[from] marlin_backend::Error),
     /// A module that cannot be quantised as asked.
     #[error("{module}: {why}")]
     Module {
@@ -23,6 +29,14 @@ pub enum Error {
         expected: String,
         /// What it was.
         found: String,
+    },
+    /// There is too little text to calibrate with.
+    #[error("the calibration text has {found} tokens, and a window {length}; give more text, or shorter windows (--length)")]
+    ShortText {
+        /// Tokens there are.
+        found: usize,
+        /// Tokens of a window.
+        length: usize,
     },
     /// The user stopped the work.
     #[error("stopped")]

@@ -3,15 +3,35 @@
 //! * [`Hessian`]: what calibration knows of a linear's inputs.
 //! * [`Method`]: a quantiser: a weight and its Hessian in, the tensors of a format out.
 //! * [`Compute`]: the heavy inner loops, for a device to take over.
+//! * [`calibrate`](fn@calibrate): Hessians of every linear on a text, layer by layer ([`Stats`]).
+//! * [`Apply`]: a checkpoint, a method for each module, and a new checkpoint, resumable.
+//! * [`Fingerprint`]: what a checkpoint answers, and whether it still does.
 
+mod apply;
+mod bits;
+mod calibrate;
 mod compute;
+mod dense;
 mod error;
+mod files;
+mod fingerprint;
 mod hessian;
+mod identity;
 mod matrix;
 mod method;
+mod roles;
 
+pub use apply::{Apply, Calibration, Describe, Entry, ModuleReport, Outcome, Planned, REPORT, Report, Settings};
+pub use bits::Bits;
+pub use calibrate::{
+    About, ExpertInputs, LayerStats, Moments, Progress, Routed, Samples, Sampling, Stats, Watch, calibrate,
+};
 pub use compute::Compute;
+pub use dense::Dense;
 pub use error::{Error, Result};
+pub use fingerprint::{FileHash, Fingerprint, Verdict};
 pub use hessian::Hessian;
+pub use identity::identity;
 pub use matrix::Matrix;
 pub use method::{Method, Quantised, Written};
+pub use roles::Role;
