@@ -29,9 +29,25 @@ impl Bits {
         self.all
     }
 
+    /// The same with `head` bits for the output projection, unless it has some already.
+    pub fn with_head(mut self, head: Option<f64>) -> Self {
+        if let Some(head) = head {
+            self.roles.entry(Role::Head).or_insert(head);
+        }
+        self
+    }
+
     /// Whether roles differ.
     pub fn by_role(&self) -> bool {
         !self.roles.is_empty()
+    }
+}
+
+impl std::fmt::Display for Bits {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let all = self.all.map(|bits| bits.to_string());
+        let roles = self.roles.iter().map(|(role, bits)| format!("{}={bits}", role.name()));
+        f.write_str(&all.into_iter().chain(roles).collect::<Vec<_>>().join(","))
     }
 }
 
@@ -75,6 +91,7 @@ mod tests {
         let bits: Bits = "ffn=3,head=6".parse().unwrap();
         assert_eq!(all.map(|role| bits.of(role)), [None, Some(3.0), Some(3.0), Some(3.0), Some(6.0)]);
         assert_eq!("3.5".parse::<Bits>(), Ok(Bits::uniform(3.5)));
+        assert_eq!(Bits::uniform(4.0).with_head(Some(6.0)).to_string(), "4,head=6");
         for (bad, why) in [("router=3", "is no role"), ("x", "expected bits"), ("0", "from 1 to 16"), ("3,4", "second")] {
             assert!(bad.parse::<Bits>().unwrap_err().contains(why), "{bad}");
         }

@@ -19,6 +19,7 @@ mod hessian;
 mod identity;
 mod matrix;
 mod method;
+mod recipe;
 mod roles;
 
 pub use apply::{Apply, Calibration, Describe, Entry, ModuleReport, Outcome, Planned, REPORT, Report, Settings};
@@ -34,4 +35,5 @@ pub use hessian::Hessian;
 pub use identity::identity;
 pub use matrix::Matrix;
 pub use method::{Method, Quantised, Written};
+pub use recipe::{Choice, Recipe, Target};
 pub use roles::Role;

@@ -1,0 +1,116 @@
+//! Making the checkpoint.
+
+use super::{Once, RecipeArgs, Work};
+use crate::error::{Failure, Result};
+use crate::progress::Bar;
+use crate::{device, interrupt, model, output};
+use marlin_checkpoint::Checkpoint;
+use marlin_quantize::{Apply, Calibration, Choice, Progress, Recipe, Report, Samples, Stats};
+use serde_json::{Value, json};
+
+/// Modules that are listed when work is done.
+const WORST: usize = 5;
+
+impl RecipeArgs {
+    /// What the options say.
+    fn recipe(&self, calibrated: bool) -> Result<Recipe> {
+        let bits = self.bits.clone().unwrap_or_default();
+        let head = self.head_bits.map(f64::from);
+        Ok(Recipe { target: self.format, bits: bits.with_head(head), calibrated })
+    }
+}
+
+/// One command from a model to its quantised checkpoint.
+pub fn once(args: &Once) -> Result<()> {
+    let checkpoint = model::open(&args.model)?;
+    let inputs = Inputs::read(&args.work, &checkpoint)?;
+    let recipe = args.recipe.recipe(inputs.calibrated())?;
+    let choice = recipe.choose(&checkpoint, &|_| None)?;
+    let how = json!({ "format": recipe.target.name(), "bits": recipe.bits.to_string() });
+    make(&checkpoint, &choice, &inputs, &args.work, how)
+}
+
+/// Where Hessians come from.
+pub enum Inputs {
+    None,
+    Stats(Stats),
+    Text(Samples),
+}
+
+impl Inputs {
+    pub fn read(work: &Work, checkpoint: &Checkpoint) -> Result<Self> {
+        Ok(match (&work.stats, work.text.is_empty()) {
+            (Some(folder), _) => Self::Stats(Stats::open(folder)?),
+            (None, false) => Self::Text(work.windows.read(checkpoint, &work.text)?),
+            (None, true) => Self::None,
+        })
+    }
+
+    pub fn calibrated(&self) -> bool {
+        !matches!(self, Self::None)
+    }
+}
+
+/// Makes the checkpoint of a choice of methods.
+pub fn make(checkpoint: &Checkpoint, choice: &Choice, inputs: &Inputs, work: &Work, how: Value) -> Result<()> {
+    let backend = device::open(&work.engine);
+    let watch = interrupt::watch();
+    let calibration = match inputs {
+        Inputs::None => Calibration::None,
+        Inputs::Stats(stats) => Calibration::Stats(stats),
+        Inputs::Text(samples) => {
+            Calibration::Text { samples, experts: work.windows.experts(), sequential: work.sequential }
+        }
+    };
+    let methods = choice.methods();
+    let apply = Apply {
+        checkpoint,
+        methods: &methods,
+        calibration,
+        output: &work.output,
+        shard_bytes: work.shard_size * 1_000_000,
+        resume: work.resume,
+        describe: &|entries| choice.settings(entries),
+        how,
+        threads: work.engine.threads,
+    };
+    let mut bar = Bar::items("quantising");
+    let outcome = apply.run(&backend, backend.cpu(), &mut |step: &Progress| {
+        bar.say(&step.what);
+        bar.set(step.done, step.total);
+        !watch.pressed()
+    });
+    drop(bar);
+    let report = match outcome {
+        Ok(outcome) => outcome.report,
+        Err(marlin_quantize::Error::Stopped) => {
+            output::note("stopped; --resume continues");
+            return Err(Failure::Interrupted);
+        }
+        Err(other) => return Err(other.into()),
+    };
+    if work.json {
+        return output::print_json(&report);
+    }
+    output::print(&text(&report, work))
+}
+
+fn text(report: &Report, work: &Work) -> String {
+    let modules = &report.modules;
+    let mut out = format!(
+        "{}: {}, {:.3} bits for each of {} quantised weights in {} modules\n",
+        work.output.display(),
+        output::bytes(report.bytes),
+        report.bits,
+        output::count(report.weights),
+        modules.len()
+    );
+    let mut worst: Vec<_> = modules.iter().collect();
+    let error = |m: &marlin_quantize::ModuleReport| m.proxy.unwrap_or(m.nmse);
+    worst.sort_by(|a, b| error(b).total_cmp(&error(a)));
+    out.push_str("largest errors, of outputs on the calibration text (or else of weights):\n");
+    for m in worst.iter().take(WORST) {
+        out.push_str(&format!("  {:.3e}  weights {:.3e}  {:.2} bits  {}\n", error(m), m.nmse, m.bits, m.module));
+    }
+    out
+}

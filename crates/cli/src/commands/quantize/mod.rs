@@ -1,0 +1,100 @@
+//! `quantize`: a smaller checkpoint of a model.
+
+mod apply;
+
+use super::calibrate::Windows;
+use crate::args::EngineArgs;
+use crate::error::{Failure, Result};
+use clap::Subcommand;
+use clap::builder::{PossibleValuesParser, TypedValueParser};
+use marlin_quantize::{Bits, Target};
+use std::path::PathBuf;
+
+/// Make a smaller checkpoint of a model
+///
+/// Embeddings, norms, routers and kv_b_proj stay as they are; all other linears are quantised, a layer in memory at a time.
+/// The folder is made beside its place and appears there when it is complete; a run that was killed continues with
+/// --resume. With it come report.json (each module's errors) and fingerprint.json (see `verify`).
+#[derive(Debug, clap::Args)]
+#[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
+pub struct Args {
+    #[command(subcommand)]
+    step: Option<Step>,
+    #[command(flatten)]
+    once: Option<Once>,
+}
+
+#[derive(Debug, Subcommand)]
+enum Step {}
+
+/// The whole way in one command.
+#[derive(Debug, clap::Args)]
+pub struct Once {
+    /// The model
+    model: String,
+    #[command(flatten)]
+    recipe: RecipeArgs,
+    #[command(flatten)]
+    work: Work,
+}
+
+/// What modules become.
+#[derive(Clone, Debug, clap::Args)]
+pub struct RecipeArgs {
+    /// The format
+    #[arg(long, value_parser = target())]
+    format: Target,
+    /// Bits of a weight: a number, or numbers by role such as attn=8,ffn_gate=4,ffn_down=6 (the rest stays as it is) or
+    /// 4,attn=8
+    #[arg(long, value_name = "BITS")]
+    bits: Option<Bits>,
+    /// Bits of the output projection; 16 keeps it as it is
+    #[arg(long, value_name = "BITS", value_parser = clap::value_parser!(u32).range(1..=16))]
+    head_bits: Option<u32>,
+}
+
+fn target() -> impl TypedValueParser<Value = Target> {
+    let named = |name: String| Target::ALL.into_iter().find(|t| t.name() == name).unwrap_or(Target::Bf16);
+    PossibleValuesParser::new(Target::ALL.map(Target::name)).map(named)
+}
+
+/// How the work is done, and where it goes.
+#[derive(Clone, Debug, clap::Args)]
+pub struct Work {
+    /// The folder to make
+    #[arg(short, long, value_name = "DIR")]
+    output: PathBuf,
+    /// Statistics that `calibrate` has collected
+    #[arg(long, value_name = "DIR", conflicts_with = "text")]
+    stats: Option<PathBuf>,
+    /// Text to calibrate with on the way: .txt, or .jsonl with {"text": ...} or {"messages": [...]} a line; may be repeated
+    #[arg(long, value_name = "FILE", num_args = 1..)]
+    text: Vec<PathBuf>,
+    /// With --text, calibrate a layer on what the quantised layers before it give, not on what the original ones gave
+    #[arg(long, requires = "text")]
+    sequential: bool,
+    /// Quantise without looking at any text, by a method that can
+    #[arg(long, conflicts_with_all = ["text", "stats"])]
+    no_calibration: bool,
+    #[command(flatten)]
+    windows: Windows,
+    /// Largest file, in MB
+    #[arg(long, value_name = "MB", default_value_t = 5000, value_parser = clap::value_parser!(u64).range(1..))]
+    shard_size: u64,
+    /// Continue an interrupted run
+    #[arg(long)]
+    resume: bool,
+    /// Print the report as one JSON object
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    engine: EngineArgs,
+}
+
+pub fn run(args: &Args) -> Result<()> {
+    match (&args.step, &args.once) {
+        (Some(step), _) => match *step {},
+        (None, Some(once)) => apply::once(once),
+        (None, None) => Err(Failure::text("name a model")),
+    }
+}
