@@ -22,7 +22,7 @@ mod method;
 mod recipe;
 mod roles;
 
-pub use apply::{Apply, Calibration, Describe, Entry, ModuleReport, Outcome, Planned, REPORT, Report, Settings};
+pub use apply::{Apply, Calibration, Describe, Entry, ModuleReport, Outcome, Planned, REPORT, Report, Additions};
 pub use bits::Bits;
 pub use calibrate::{
     About, ExpertInputs, LayerStats, Moments, Progress, Routed, Samples, Sampling, Stats, Watch, calibrate,

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use marlin_checkpoint::Checkpoint;
 use marlin_models::{Architecture, Inventory};
 
-use crate::apply::{Entry, Planned, Settings};
+use crate::apply::{Entry, Planned, Additions};
 use crate::{Bits, Dense, Error, Method, Result, Role};
 
 /// What checkpoints are quantised to.
@@ -94,9 +94,9 @@ impl Choice {
     }
 
     /// What the format adds to the small files.
-    pub fn settings(&self, _entries: &[Entry]) -> Result<Settings> {
+    pub fn settings(&self, _entries: &[Entry]) -> Result<Additions> {
         Ok(match self.recipe.target {
-            Target::Bf16 => Settings::default(),
+            Target::Bf16 => Additions::default(),
         })
     }
 }

@@ -56,7 +56,7 @@ pub enum Calibration<'a> {
 
 /// What the format adds to a checkpoint's small files.
 #[derive(Clone, Debug, Default)]
-pub struct Settings {
+pub struct Additions {
     /// Keys of `config.json`.
     pub config: Vec<(String, Value)>,
     /// JSON files of their own.
@@ -64,7 +64,7 @@ pub struct Settings {
 }
 
 /// Says what the format adds, of all that was written.
-pub type Describe<'a> = &'a dyn Fn(&[Entry]) -> Result<Settings>;
+pub type Describe<'a> = &'a dyn Fn(&[Entry]) -> Result<Additions>;
 
 /// A checkpoint to be made.
 pub struct Apply<'a> {

@@ -29,6 +29,7 @@ enum Step {}
 
 /// The whole way in one command.
 #[derive(Debug, clap::Args)]
+#[group(args = ["model"])]
 pub struct Once {
     /// The model
     model: String,
