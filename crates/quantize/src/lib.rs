@@ -2,11 +2,13 @@
 //!
 //! * [`Hessian`]: what calibration knows of a linear's inputs.
 //! * [`Method`]: a quantiser: a weight and its Hessian in, the tensors of a format out.
+//! * [`grouped`]: integers and FP4, rounded to nearest or by GPTQ, in the formats of several tools.
 //! * [`linalg`]: factors and inverses of Hessians.
 //! * [`Compute`]: the heavy inner loops, for a device to take over.
 
 mod compute;
 mod error;
+pub mod grouped;
 mod hessian;
 pub mod linalg;
 mod matrix;
