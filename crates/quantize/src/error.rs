@@ -12,6 +12,9 @@ pub enum Error {
     /// The backend refused an operation.
     #[error(transparent)]
     Backend(#[from] marlin_backend::Error),
+    /// A kernel was given matrices that do not fit together.
+    #[error(transparent)]
+    Kernel(#[from] marlin_cpu::Error),
     /// A module that cannot be quantised as asked.
     #[error("{module}: {why}")]
     Module {

@@ -2,6 +2,8 @@
 //!
 //! * [`Hessian`]: what calibration knows of a linear's inputs.
 //! * [`Method`]: a quantiser: a weight and its Hessian in, the tensors of a format out.
+//! * [`grouped`]: integers and FP4, rounded to nearest or by GPTQ, in the formats of several tools.
+//! * [`linalg`]: factors and inverses of Hessians.
 //! * [`Compute`]: the heavy inner loops, for a device to take over.
 //! * [`calibrate`](fn@calibrate): Hessians of every linear on a text, layer by layer ([`Stats`]).
 //! * [`Apply`]: a checkpoint, a method for each module, and a new checkpoint, resumable.
@@ -15,8 +17,10 @@ mod dense;
 mod error;
 mod files;
 mod fingerprint;
+pub mod grouped;
 mod hessian;
 mod identity;
+pub mod linalg;
 mod matrix;
 mod method;
 mod recipe;

@@ -1,11 +1,12 @@
 //! Making the checkpoint.
 
-use super::{Once, RecipeArgs, Work};
+use super::{Once, OrderName, RecipeArgs, RoundingName, Work};
 use crate::error::{Failure, Result};
 use crate::progress::Bar;
 use crate::{device, interrupt, model, output};
 use marlin_checkpoint::Checkpoint;
-use marlin_quantize::{Apply, Calibration, Choice, Progress, Recipe, Report, Samples, Stats};
+use marlin_quantize::grouped::{Order, Rounder};
+use marlin_quantize::{Apply, Calibration, Choice, Progress, Recipe, Report, Samples, Stats, Target};
 use serde_json::{Value, json};
 
 /// Modules that are listed when work is done.
@@ -15,8 +16,32 @@ impl RecipeArgs {
     /// What the options say.
     fn recipe(&self, calibrated: bool) -> Result<Recipe> {
         let bits = self.bits.clone().unwrap_or_default();
-        let head = self.head_bits.map(f64::from);
-        Ok(Recipe { target: self.format, bits: bits.with_head(head), calibrated })
+        let order = match self.order {
+            OrderName::Natural => Order::Natural,
+            OrderName::Static => Order::Activation,
+            OrderName::Dynamic => Order::ActivationGroups,
+        };
+        let rounder = match (self.rounding, calibrated) {
+            (Some(RoundingName::Gptq), false) => {
+                return Err(Failure::text("--rounding gptq needs a text to calibrate with (--text) or statistics (--stats)"));
+            }
+            (Some(RoundingName::Gptq), _) | (None, true) => Rounder::Gptq { damping: self.damping, order },
+            (Some(RoundingName::Nearest), _) | (None, false) => Rounder::Nearest,
+        };
+        let usual = self.group.unwrap_or(128);
+        let rotation = match self.rotate {
+            Some(0) => None,
+            Some(block) => Some(block),
+            None => Some(usual).filter(|_| calibrated && usual.is_power_of_two()),
+        };
+        Ok(Recipe {
+            target: self.format,
+            bits: bits.with_head(self.head_bits.map(f64::from)),
+            group: self.group,
+            asymmetric: self.asymmetric,
+            rotation: rotation.filter(|_| self.format == Target::Fp4),
+            rounder,
+        })
     }
 }
 
@@ -70,7 +95,7 @@ pub fn make(checkpoint: &Checkpoint, choice: &Choice, inputs: &Inputs, work: &Wo
         output: &work.output,
         shard_bytes: work.shard_size * 1_000_000,
         resume: work.resume,
-        describe: &|entries| choice.settings(entries),
+        describe: &|_| choice.additions(),
         how,
         threads: work.engine.threads,
     };

@@ -5,7 +5,7 @@ mod apply;
 use super::calibrate::Windows;
 use crate::args::EngineArgs;
 use crate::error::{Failure, Result};
-use clap::Subcommand;
+use clap::{Subcommand, ValueEnum};
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use marlin_quantize::{Bits, Target};
 use std::path::PathBuf;
@@ -52,6 +52,42 @@ pub struct RecipeArgs {
     /// Bits of the output projection; 16 keeps it as it is
     #[arg(long, value_name = "BITS", value_parser = clap::value_parser!(u32).range(1..=16))]
     head_bits: Option<u32>,
+    /// Weights along a row that share a factor, where the format leaves a choice [128; mlx: 64]
+    #[arg(long, value_name = "N", value_parser = crate::values::some_tokens)]
+    group: Option<usize>,
+    /// Give integers zero points (int4, int8, gptq)
+    #[arg(long)]
+    asymmetric: bool,
+    /// fp4: rotate so many inputs together by a Hadamard matrix (MR-GPTQ); 0 for none [the group, if calibrated]
+    #[arg(long, value_name = "N")]
+    rotate: Option<usize>,
+    /// How codes are chosen [gptq if calibrated]
+    #[arg(long, value_enum)]
+    rounding: Option<RoundingName>,
+    /// GPTQ: quantise inputs in the order of their activity, groups as they lie (static) or made in that order (dynamic)
+    #[arg(long, value_enum, default_value_t = OrderName::Natural)]
+    order: OrderName,
+    /// GPTQ: part of the Hessian's mean diagonal that is added to its diagonal
+    #[arg(long, value_name = "PART", default_value_t = 0.01)]
+    damping: f32,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum RoundingName {
+    /// Each weight to the nearest value
+    Nearest,
+    /// Errors are made up for by the weights that follow, as the Hessian says
+    Gptq,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum OrderName {
+    /// As they are
+    Natural,
+    /// Most active first, factors of the groups as they lie
+    Static,
+    /// Most active first, groups in that order (gptq, int4 and int8)
+    Dynamic,
 }
 
 fn target() -> impl TypedValueParser<Value = Target> {
