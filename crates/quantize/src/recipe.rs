@@ -7,7 +7,7 @@ use marlin_checkpoint::Checkpoint;
 use marlin_models::{Architecture, Inventory};
 
 use crate::apply::{Additions, Planned};
-use crate::grouped::{self, Factor, Format, Grouped, Order, Rounder, Rounding};
+use crate::grouped::{self, Factor, Format, Grouped, Rounder, Rounding};
 use crate::{Bits, Dense, Error, Method, Result, Role};
 
 /// What checkpoints are quantised to.
@@ -155,8 +155,7 @@ impl Choice {
             let (method, bits): (Arc<dyn Method>, f64) = match chosen {
                 Chosen::Dense => (Arc::new(Dense), 16.0),
                 Chosen::Grouped(method, features) => {
-                    let indexed = matches!(method.rounder, Rounder::Gptq { order: Order::ActivationGroups, .. });
-                    let stored = method.format.stored_bits(*features, indexed) as f64;
+                    let stored = method.format.stored_bits(*features) as f64;
                     (Arc::new(*method), stored / (features[0] * features[1]) as f64)
                 }
             };
