@@ -4,6 +4,7 @@
 //! * [`Method`]: a quantiser: a weight and its Hessian in, the tensors of a format out.
 //! * [`grouped`]: integers and FP4, rounded to nearest or by GPTQ, in the formats of several tools.
 //! * [`linalg`]: factors and inverses of Hessians.
+//! * [`planner`]: which module gets how many bits.
 //! * [`Compute`]: the heavy inner loops, for a device to take over.
 
 mod compute;
@@ -13,6 +14,7 @@ mod hessian;
 pub mod linalg;
 mod matrix;
 mod method;
+pub mod planner;
 
 pub use compute::Compute;
 pub use error::{Error, Result};

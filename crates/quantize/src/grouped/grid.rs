@@ -30,7 +30,8 @@ pub(crate) trait Grid: Sync {
 pub enum Factor {
     /// From the largest magnitude (or least and largest value) alone.
     Largest,
-    /// The best of several, by the squared error of the group, each input's weighted with the Hessian's diagonal.
+    /// The best of several, by the squared error of the group, each input's weighted by what it costs: the Hessian's diagonal,
+    /// or in GPTQ the part of it that the inputs to come cannot make up for.
     #[default]
     Search,
 }
