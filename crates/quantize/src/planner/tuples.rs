@@ -1,8 +1,8 @@
 //! Few different tuples of bits among the experts.
 //!
-//! Which tuples is a choice of its own, made by a search that does not prove anything: tuples are added one by one, each the
-//! one that gains most, then exchanged for others as long as that gains something. With the tuples fixed, the plan is
-//! solved as any other.
+//! Which tuples is a choice of its own, made by a search that does not prove anything. It begins with tuples added one by one,
+//! each the one that gains most, and with those that the unrestricted plan uses most; both are exchanged for others as long
+//! as that gains something. With the better of the two fixed, the plan is solved as any other.
 
 use super::knapsack::{Choice as Class, Solution, relax, solve as exact};
 use super::{Joint, Module};
@@ -13,6 +13,8 @@ use std::collections::BTreeMap;
 const FREQUENT: usize = 24;
 /// Rounds of exchanges.
 const ROUNDS: usize = 8;
+/// Experts (and other modules) that are few enough to try every tuple with the exact plan.
+const FEW: usize = 100;
 
 type Tuple = Vec<u32>;
 
@@ -45,33 +47,10 @@ pub(super) fn solve(modules: &[Module], joints: &[Joint], budget: u64, most: usi
     frequent.sort_by(|a, b| b.1.cmp(&a.1).then(a.0.cmp(b.0)));
     let frequent: Vec<Tuple> = frequent.into_iter().take(FREQUENT).map(|(t, _)| t.clone()).collect();
 
-    let search = Search { joints, budget, all: all(joints) };
-    let mut chosen: Vec<Tuple> = Vec::new();
-    let mut best = f64::INFINITY;
-    // The first must do for all, so every one is tried.
-    while chosen.len() < most {
-        let candidates = if chosen.is_empty() { search.all.clone() } else { search.candidates(&frequent, &chosen) };
-        let with = |t: &Tuple| search.damage(&[&chosen[..], std::slice::from_ref(t)].concat());
-        let found = candidates.into_iter().map(|t| (with(&t), t)).min_by(|a, b| a.0.total_cmp(&b.0));
-        let Some((damage, tuple)) = found.filter(|(damage, _)| *damage < best) else { break };
-        best = damage;
-        chosen.push(tuple);
-    }
-    for _ in 0..ROUNDS {
-        let mut better: Option<(f64, usize, Tuple)> = None;
-        for place in 0..chosen.len() {
-            for tuple in search.candidates(&frequent, &chosen) {
-                let mut tried = chosen.clone();
-                tried[place] = tuple.clone();
-                let damage = search.damage(&tried);
-                if damage < better.as_ref().map_or(best, |b| b.0) {
-                    better = Some((damage, place, tuple));
-                }
-            }
-        }
-        let Some((damage, place, tuple)) = better else { break };
-        (best, chosen[place]) = (damage, tuple);
-    }
+    let search = Search { joints, budget, all: all(joints), frequent };
+    let starts = [search.one_by_one(most), search.frequent.iter().take(most).cloned().collect()];
+    let found = starts.into_iter().map(|start| search.exchanged(start));
+    let Some((_, chosen)) = found.min_by(|a, b| a.0.total_cmp(&b.0)) else { return Ok(None) };
     if chosen.is_empty() {
         return Ok(None);
     }
@@ -100,9 +79,45 @@ struct Search<'a> {
     joints: &'a [Joint],
     budget: u64,
     all: Vec<Tuple>,
+    frequent: Vec<Tuple>,
 }
 
 impl Search<'_> {
+    /// Tuples added one by one, each the one that gains most. The first must do for all.
+    fn one_by_one(&self, most: usize) -> Vec<Tuple> {
+        let mut chosen: Vec<Tuple> = Vec::new();
+        let mut best = f64::INFINITY;
+        while chosen.len() < most {
+            let with = |t: &Tuple| self.damage(&[&chosen[..], std::slice::from_ref(t)].concat());
+            let found = self.candidates(&chosen).into_iter().map(|t| (with(&t), t)).min_by(|a, b| a.0.total_cmp(&b.0));
+            let Some((damage, tuple)) = found.filter(|(damage, _)| *damage < best) else { break };
+            best = damage;
+            chosen.push(tuple);
+        }
+        chosen
+    }
+
+    /// Tuples exchanged one for another as long as that gains something; with the damage that they come to.
+    fn exchanged(&self, mut chosen: Vec<Tuple>) -> (f64, Vec<Tuple>) {
+        let mut best = self.damage(&chosen);
+        for _ in 0..ROUNDS {
+            let mut better: Option<(f64, usize, Tuple)> = None;
+            for place in 0..chosen.len() {
+                for tuple in self.candidates(&chosen) {
+                    let mut tried = chosen.clone();
+                    tried[place] = tuple.clone();
+                    let damage = self.damage(&tried);
+                    if damage < better.as_ref().map_or(best, |b| b.0) {
+                        better = Some((damage, place, tuple));
+                    }
+                }
+            }
+            let Some((damage, place, tuple)) = better else { break };
+            (best, chosen[place]) = (damage, tuple);
+        }
+        (best, chosen)
+    }
+
     /// Each joint's choices with these tuples, and which those are.
     fn restricted(&self, tuples: &[Tuple]) -> (Vec<Vec<usize>>, Vec<Vec<Class>>) {
         let of = |joint: &Joint| -> (Vec<usize>, Vec<Class>) {
@@ -112,19 +127,25 @@ impl Search<'_> {
         self.joints.iter().map(of).unzip()
     }
 
-    /// About the least damage with these tuples; infinite if there is no plan.
+    /// The least damage with these tuples, nearly (where many experts make differences small); infinite if there is no plan.
     fn damage(&self, tuples: &[Tuple]) -> f64 {
         let (_, classes) = self.restricted(tuples);
         if classes.iter().any(Vec::is_empty) {
             return f64::INFINITY;
         }
-        relax(&classes, self.budget).map_or(f64::INFINITY, |relaxed| relaxed.solution.damage)
+        let found = match classes.len() <= FEW {
+            true => exact(&classes, self.budget).map(|s| s.damage),
+            false => relax(&classes, self.budget).map(|r| r.solution.damage),
+        };
+        found.unwrap_or(f64::INFINITY)
     }
 
-    /// Tuples worth trying beside those chosen: frequent ones, and those that differ from a chosen one in one place.
-    fn candidates(&self, frequent: &[Tuple], chosen: &[Tuple]) -> Vec<Tuple> {
+    /// Tuples worth trying beside those chosen: all, if there are few experts or none is chosen; else frequent ones, and those
+    /// that differ from a chosen one in one place.
+    fn candidates(&self, chosen: &[Tuple]) -> Vec<Tuple> {
+        let every = chosen.is_empty() || self.joints.len() <= FEW;
         let near = |a: &Tuple, b: &Tuple| a.iter().zip(b).filter(|(a, b)| a != b).count() == 1;
-        let wanted = |t: &&Tuple| frequent.contains(t) || chosen.iter().any(|c| near(c, t));
+        let wanted = |t: &&Tuple| every || self.frequent.contains(t) || chosen.iter().any(|c| near(c, t));
         self.all.iter().filter(|t| !chosen.contains(t)).filter(wanted).cloned().collect()
     }
 }
