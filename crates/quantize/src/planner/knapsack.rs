@@ -41,24 +41,22 @@ pub(super) fn solve(classes: &[Vec<Choice>], budget: u64) -> Option<Solution> {
         return Some(Solution { bound: relaxed.solution.damage, ..relaxed.solution });
     }
     let mut within = gap / 4096.0;
+    let mut bound = relaxed.bound;
     loop {
         within = within.min(gap - trifle);
-        let search = Search::new(classes, &relaxed, within);
-        let (found, complete) = search.run();
-        let whole = within >= gap - trifle;
+        let (found, complete) = Search::new(classes, &relaxed, within).run();
         if let Some(picks) = found {
-            let better = Solution::of(classes, picks, 0.0);
-            let bound = if complete { better.damage } else { relaxed.bound };
-            return Some(if better.damage <= relaxed.solution.damage {
-                Solution { bound, ..better }
-            } else {
-                Solution { bound: relaxed.bound, ..relaxed.solution }
-            });
+            let better = Solution::of(classes, picks, bound);
+            let bound = if complete { better.damage } else { bound };
+            let better = if better.damage <= relaxed.solution.damage { better } else { relaxed.solution };
+            return Some(Solution { bound, ..better });
         }
         if !complete {
-            return Some(relaxed.solution);
+            return Some(Solution { bound, ..relaxed.solution });
         }
-        if whole {
+        // There is no plan within.
+        bound = relaxed.bound + within;
+        if within >= gap - trifle {
             return Some(Solution { bound: relaxed.solution.damage, ..relaxed.solution });
         }
         within *= 8.0;
@@ -79,7 +77,7 @@ pub(super) struct Relaxed {
     pub solution: Solution,
     pub bound: f64,
     /// Damage that a bit is worth.
-    price: f64,
+    pub price: f64,
     /// The budget, less what no plan can use.
     budget: u64,
 }
