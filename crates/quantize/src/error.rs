@@ -23,6 +23,16 @@ pub enum Error {
         /// What is wrong, and what to do.
         why: String,
     },
+    /// A line of a plan that cannot be followed.
+    #[error("{file}:{line}: {why}")]
+    Plan {
+        /// The plan's file.
+        file: String,
+        /// The line, from 1.
+        line: usize,
+        /// What is wrong, and what was expected.
+        why: String,
+    },
     /// A setting that makes no sense.
     #[error("{name}: expected {expected}, found {found}")]
     Setting {

@@ -4,6 +4,7 @@
 //! * [`Method`]: a quantiser: a weight and its Hessian in, the tensors of a format out.
 //! * [`grouped`]: integers and FP4, rounded to nearest or by GPTQ, in the formats of several tools.
 //! * [`linalg`]: factors and inverses of Hessians.
+//! * [`planner`]: which module gets how many bits.
 //! * [`Compute`]: the heavy inner loops, for a device to take over.
 //! * [`calibrate`](fn@calibrate): Hessians of every linear on a text, layer by layer ([`Stats`]).
 //! * [`Apply`]: a checkpoint, a method for each module, and a new checkpoint, resumable.
@@ -23,6 +24,7 @@ mod identity;
 pub mod linalg;
 mod matrix;
 mod method;
+pub mod planner;
 mod recipe;
 mod roles;
 

@@ -43,37 +43,48 @@ impl Fp4 {
         }
     }
 
-    fn rounded(&self, scale: f32) -> f32 {
-        match self.0 {
+    fn factors(&self, scale: f32) -> Factors {
+        let scale = match self.0 {
             Scale::F16 => positive(Rounding::F16, scale),
-            Scale::E4m3 { global } => match encode_e4m3(scale * global) {
-                0 => e4m3(1) / global,
-                code => e4m3(code) / global,
-            },
+            Scale::E4m3 { global } => e4m3(encode_e4m3(scale * global).max(1)) / global,
             Scale::E8m0 => scale,
-        }
+        };
+        Factors { scale, offset: 0.0 }
     }
 }
 
+/// OCP's exponent: the largest magnitude's power of two becomes that of 6, which is 4.
+fn floor(most: f32) -> i32 {
+    const BIAS: i32 = 127;
+    if most == 0.0 { BIAS } else { i32::from((most.to_bits() >> 23) as u8) - 2 }
+}
+
+/// The power of two with this exponent, of those that are neither 2^-127 (subnormal) nor beyond 2^127.
+fn power(exponent: i32) -> Factors {
+    Factors { scale: e8m0(exponent.clamp(1, 254) as u8), offset: 0.0 }
+}
+
 impl Grid for Fp4 {
-    fn candidates(&self, weights: &[f32], each: &mut dyn FnMut(Factors)) {
+    fn plain(&self, weights: &[f32]) -> Factors {
         let most = largest(weights);
-        let mut put = |scale: f32| each(Factors { scale: self.rounded(scale), offset: 0.0 });
+        match self.0 {
+            Scale::E8m0 => power(floor(most)),
+            _ => self.factors(most / MOST),
+        }
+    }
+
+    fn others(&self, weights: &[f32], each: &mut dyn FnMut(Factors)) {
+        let most = largest(weights);
         if let Scale::E8m0 = self.0 {
-            // OCP's rule: the largest magnitude's power of two becomes that of 6, which is 4; then the next larger.
-            let exponent = i32::from((most.to_bits() >> 23) as u8) - 2;
-            let power = |byte: i32| e8m0(byte.clamp(1, 254) as u8);
-            let floor = if most == 0.0 { 127 } else { exponent };
-            put(power(floor));
-            put(power(floor + 1));
+            each(power(floor(most) + 1));
             return;
         }
         // The largest magnitude somewhat beyond the last value, then around the last but one, 4.
-        for i in 0..9 {
-            put((1.0 - 0.05 * i as f32) * most / MOST);
+        for i in 1..9 {
+            each(self.factors((1.0 - 0.05 * i as f32) * most / MOST));
         }
         for i in 0..7 {
-            put((1.0 - 0.05 * i as f32) * most / 4.0);
+            each(self.factors((1.0 - 0.05 * i as f32) * most / 4.0));
         }
     }
 
@@ -88,8 +99,12 @@ impl Grid for Fp4 {
     }
 
     fn code(&self, factors: Factors, value: f32) -> u8 {
-        let size = nearest((value / factors.scale).abs() * 2.0) / 2.0;
-        let code = E2M1[..8].iter().position(|v| *v >= size).unwrap_or(7) as u8;
+        let halves = nearest((value / factors.scale).abs() * 2.0) as u8;
+        let code = match halves {
+            0..4 => halves,
+            4..8 => halves / 2 + 2,
+            _ => halves / 4 + 4,
+        };
         if value < 0.0 && code > 0 { code | 8 } else { code }
     }
 
@@ -100,18 +115,15 @@ impl Grid for Fp4 {
 
 /// The E4M3 code nearest to `x` of no sign, ties to even; what is beyond the largest becomes the largest.
 pub(crate) fn encode_e4m3(x: f32) -> u8 {
-    const LAST: u8 = 0x7e;
-    let (mut low, mut high) = (0, LAST);
-    // The last code whose value is at most x.
-    while low < high {
-        let middle = (low + high).div_ceil(2);
-        if e4m3(middle) <= x { low = middle } else { high = middle - 1 }
+    let x = x.min(MOST_E4M3);
+    if x < 1.0 / 64.0 {
+        // Subnormal: steps of 2^-9.
+        return nearest(x * 512.0) as u8;
     }
-    if low == LAST {
-        return LAST;
-    }
-    let (below, above) = (x - e4m3(low), e4m3(low + 1) - x);
-    if above < below || (above == below && low % 2 == 1) { low + 1 } else { low }
+    // Twenty bits of the mantissa are rounded away; the bias is 7 instead of 127.
+    let bits = x.to_bits();
+    let rounded = bits + 0x7_ffff + (bits >> 20 & 1);
+    ((rounded >> 20) - (120 << 3)) as u8
 }
 
 #[cfg(test)]
@@ -134,6 +146,13 @@ mod tests {
             (1.1875, 0x3a),
             (1.07, 0x39),
             (0.0009765625, 0),
+            (0.0029296875, 2),
+            (0.0156, 8),
+            (0.0147, 8),
+            (0.0146, 7),
+            (431.0, 0x7d),
+            (432.0, 0x7e),
+            (433.0, 0x7e),
         ] {
             assert_eq!(encode_e4m3(x), code, "{x}");
         }

@@ -31,7 +31,7 @@ pub enum Order {
 pub(crate) struct Inputs {
     /// `U^T` `[in, in]`.
     pub lower: Matrix,
-    /// Weight of each input's squared error when factors are searched.
+    /// Weight of each input's squared error when factors are searched: `U_ii^-2`.
     pub importance: Vec<f32>,
     /// The original input at each place; `None` if they are in order.
     pub order: Option<Vec<u32>>,

@@ -11,9 +11,12 @@ pub(crate) struct Factors {
 
 /// A way to choose factors for a group and to round to them.
 pub(crate) trait Grid: Sync {
-    /// Factors for a group of weights that are worth trying, the plainest (that of the largest magnitude, or of the least
-    /// and largest value) first. All are what a file can store.
-    fn candidates(&self, weights: &[f32], each: &mut dyn FnMut(Factors));
+    /// The plainest factors for a group of weights: those of the largest magnitude, or of the least and the largest value. As
+    /// a file can store them.
+    fn plain(&self, weights: &[f32]) -> Factors;
+
+    /// Other factors that are worth trying.
+    fn others(&self, weights: &[f32], each: &mut dyn FnMut(Factors));
 
     /// The value that is nearest to `weight`, a tie going to either.
     fn round(&self, factors: Factors, weight: f32) -> f32;
@@ -30,29 +33,24 @@ pub(crate) trait Grid: Sync {
 pub enum Factor {
     /// From the largest magnitude (or least and largest value) alone.
     Largest,
-    /// The best of several, by the squared error of the group, each input's weighted with the Hessian's diagonal.
+    /// The best of several, by the squared error of the group, each input's weighted by what it costs: the Hessian's diagonal,
+    /// or in GPTQ the part of it that the inputs to come cannot make up for.
     #[default]
     Search,
 }
 
 /// Factors of a group. `importance` of each input, where known, weighs its squared error.
 pub(crate) fn fit<G: Grid>(grid: &G, how: Factor, weights: &[f32], importance: Option<&[f32]>) -> Factors {
-    let mut best = Factors::default();
-    let mut least = f32::INFINITY;
-    let mut first = true;
-    grid.candidates(weights, &mut |factors| {
-        if how == Factor::Largest {
-            if first {
-                best = factors;
-            }
-        } else {
+    let mut best = grid.plain(weights);
+    if how == Factor::Search {
+        let mut least = error(grid, best, weights, importance);
+        grid.others(weights, &mut |factors| {
             let error = error(grid, factors, weights, importance);
-            if first || error < least {
+            if error < least {
                 (best, least) = (factors, error);
             }
-        }
-        first = false;
-    });
+        });
+    }
     best
 }
 

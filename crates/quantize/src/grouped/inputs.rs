@@ -74,7 +74,8 @@ pub(super) fn inputs(compute: &dyn Compute, module: &str, mut h: Matrix, damping
             for_rows(compute, lower.data_mut(), n, 16, &|r, row| {
                 row.iter_mut().zip(upper.row(n - 1 - r).iter().rev()).for_each(|(to, from)| *to = *from);
             });
-            let importance = places.iter().map(|place| diagonal[*place as usize]).collect();
+            // What remains of an input's error once the inputs to come have made up for what they can.
+            let importance = (0..n).map(|i| lower.row(i)[i].powi(-2)).collect();
             let (order, static_groups) = match order {
                 Order::Natural => (None, false),
                 Order::Activation => (Some(places), true),

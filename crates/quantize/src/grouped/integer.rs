@@ -2,7 +2,7 @@
 
 use super::grid::{Factors, Grid, Rounding, extremes, largest, nearest};
 
-/// Parts of the range that a search tries, from the whole down: fewer codes leave out more of the tails.
+/// Parts of the range that a search tries, below the whole: fewer codes leave out more of the tails.
 fn parts(bits: u32) -> impl Iterator<Item = f32> {
     let steps = match bits {
         2 => 15,
@@ -10,7 +10,7 @@ fn parts(bits: u32) -> impl Iterator<Item = f32> {
         4 => 9,
         _ => 6,
     };
-    (0..steps).map(|i| 1.0 - 0.05 * i as f32)
+    (1..steps).map(|i| 1.0 - 0.05 * i as f32)
 }
 
 /// Codes `0..2^bits` of `scale x (code - zero)`, zero being half the range: GPTQ's and compressed-tensors' `sym`.
@@ -24,16 +24,23 @@ impl Symmetric {
     fn zero(&self) -> f32 {
         (1u32 << (self.bits - 1)) as f32
     }
+
+    fn factors(&self, scale: f32) -> Factors {
+        Factors { scale: positive(self.rounding, scale), offset: self.zero() }
+    }
 }
 
 impl Grid for Symmetric {
-    fn candidates(&self, weights: &[f32], each: &mut dyn FnMut(Factors)) {
-        let (most, offset) = (largest(weights), self.zero());
-        let factors = |scale: f32| Factors { scale: positive(self.rounding, scale), offset };
-        // The largest magnitude at the last code of both sides, then at the one more that the negative side has.
-        let step = most / (offset - 1.0);
-        parts(self.bits).for_each(|part| each(factors(part * step)));
-        each(factors(most / offset));
+    fn plain(&self, weights: &[f32]) -> Factors {
+        // The largest magnitude at the last code of both sides.
+        self.factors(largest(weights) / (self.zero() - 1.0))
+    }
+
+    fn others(&self, weights: &[f32], each: &mut dyn FnMut(Factors)) {
+        let most = largest(weights);
+        parts(self.bits).for_each(|part| each(self.factors(part * most / (self.zero() - 1.0))));
+        // The negative side has one code more.
+        each(self.factors(most / self.zero()));
     }
 
     #[inline(always)]
@@ -65,17 +72,22 @@ impl Affine {
     fn most(&self) -> f32 {
         ((1u32 << self.bits) - 1) as f32
     }
+
+    fn factors(&self, (lo, hi): (f32, f32), part: f32) -> Factors {
+        let (lo, hi) = (part * lo.min(0.0), part * hi.max(0.0));
+        let scale = positive(self.rounding, (hi - lo) / self.most());
+        Factors { scale, offset: nearest((-lo / scale).clamp(self.least_zero, self.most())) }
+    }
 }
 
 impl Grid for Affine {
-    fn candidates(&self, weights: &[f32], each: &mut dyn FnMut(Factors)) {
-        let (lo, hi) = extremes(weights);
-        let (lo, hi) = (lo.min(0.0), hi.max(0.0));
-        for part in parts(self.bits) {
-            let scale = positive(self.rounding, part * (hi - lo) / self.most());
-            let offset = nearest((-part * lo / scale).clamp(self.least_zero, self.most()));
-            each(Factors { scale, offset });
-        }
+    fn plain(&self, weights: &[f32]) -> Factors {
+        self.factors(extremes(weights), 1.0)
+    }
+
+    fn others(&self, weights: &[f32], each: &mut dyn FnMut(Factors)) {
+        let range = extremes(weights);
+        parts(self.bits).for_each(|part| each(self.factors(range, part)));
     }
 
     #[inline(always)]
@@ -105,6 +117,17 @@ impl Edge {
         ((1u32 << self.bits) - 1) as f32
     }
 
+    /// For a part of the range, around its middle.
+    fn factors(&self, (lo, hi): (f32, f32), part: f32) -> Factors {
+        let (middle, radius) = ((hi + lo) / 2.0, part * (hi - lo) / 2.0);
+        let (lo, hi) = (middle - radius, middle + radius);
+        let step = ((hi - lo) / self.most()).max(1e-7);
+        let (step, edge) = if lo.abs() > hi.abs() { (step, lo) } else { (-step, hi) };
+        let steps = nearest(edge / step);
+        let (scale, bias) = if steps == 0.0 { (step, 0.0) } else { (edge / steps, edge) };
+        Factors { scale: self.rounding.apply(scale), offset: self.rounding.apply(bias) }
+    }
+
     #[inline(always)]
     fn steps(&self, factors: Factors, weight: f32) -> f32 {
         nearest(((weight - factors.offset) / factors.scale).clamp(0.0, self.most()))
@@ -112,17 +135,13 @@ impl Edge {
 }
 
 impl Grid for Edge {
-    fn candidates(&self, weights: &[f32], each: &mut dyn FnMut(Factors)) {
-        let (lo, hi) = extremes(weights);
-        let (middle, radius) = ((hi + lo) / 2.0, (hi - lo) / 2.0);
-        for part in parts(self.bits) {
-            let (lo, hi) = (middle - part * radius, middle + part * radius);
-            let step = ((hi - lo) / self.most()).max(1e-7);
-            let (step, edge) = if lo.abs() > hi.abs() { (step, lo) } else { (-step, hi) };
-            let steps = nearest(edge / step);
-            let (scale, bias) = if steps == 0.0 { (step, 0.0) } else { (edge / steps, edge) };
-            each(Factors { scale: self.rounding.apply(scale), offset: self.rounding.apply(bias) });
-        }
+    fn plain(&self, weights: &[f32]) -> Factors {
+        self.factors(extremes(weights), 1.0)
+    }
+
+    fn others(&self, weights: &[f32], each: &mut dyn FnMut(Factors)) {
+        let range = extremes(weights);
+        parts(self.bits).for_each(|part| each(self.factors(range, part)));
     }
 
     #[inline(always)]
