@@ -5,6 +5,7 @@
 //! * [`grouped`]: integers and FP4, rounded to nearest or by GPTQ, in the formats of several tools.
 //! * [`linalg`]: factors and inverses of Hessians.
 //! * [`planner`]: which module gets how many bits.
+//! * [`Exl3`]: the trellis quantiser.
 //! * [`Compute`]: the heavy inner loops, for a device to take over.
 //! * [`calibrate`](fn@calibrate): Hessians of every linear on a text, layer by layer ([`Stats`]).
 //! * [`Apply`]: a checkpoint, a method for each module, and a new checkpoint, resumable.
@@ -27,6 +28,7 @@ mod method;
 pub mod planner;
 mod recipe;
 mod roles;
+mod trellis;
 
 pub use apply::{Apply, Calibration, Describe, Entry, ModuleReport, Outcome, Planned, REPORT, Report, Additions};
 pub use bits::Bits;
@@ -43,3 +45,4 @@ pub use matrix::Matrix;
 pub use method::{Method, Quantised, Written};
 pub use recipe::{Choice, Recipe, Target};
 pub use roles::Role;
+pub use trellis::Exl3;

@@ -14,7 +14,8 @@ const WORST: usize = 5;
 
 impl RecipeArgs {
     /// What the options say.
-    fn recipe(&self, calibrated: bool) -> Result<Recipe> {
+    fn recipe(&self, inputs: &Inputs) -> Result<Recipe> {
+        let calibrated = inputs.calibrated();
         let bits = self.bits.clone().unwrap_or_default();
         let order = match self.order {
             OrderName::Natural => Order::Natural,
@@ -41,6 +42,7 @@ impl RecipeArgs {
             asymmetric: self.asymmetric,
             rotation: rotation.filter(|_| self.format == Target::Fp4),
             rounder,
+            windows: inputs.windows(),
         })
     }
 }
@@ -49,7 +51,12 @@ impl RecipeArgs {
 pub fn once(args: &Once) -> Result<()> {
     let checkpoint = model::open(&args.model)?;
     let inputs = Inputs::read(&args.work, &checkpoint)?;
-    let recipe = args.recipe.recipe(inputs.calibrated())?;
+    if !inputs.calibrated() && args.recipe.format == Target::Exl3 && !args.work.no_calibration {
+        return Err(Failure::text(
+            "exl3 is much better when calibrated: give a text (--text) or statistics (--stats), or say --no-calibration",
+        ));
+    }
+    let recipe = args.recipe.recipe(&inputs)?;
     let choice = recipe.choose(&checkpoint, &|_| None)?;
     let how = json!({ "format": recipe.target.name(), "bits": recipe.bits.to_string() });
     make(&checkpoint, &choice, &inputs, &args.work, how)
@@ -74,6 +81,15 @@ impl Inputs {
     pub fn calibrated(&self) -> bool {
         !matches!(self, Self::None)
     }
+
+    /// Windows, and tokens of each.
+    fn windows(&self) -> [usize; 2] {
+        match self {
+            Self::None => [0, 0],
+            Self::Stats(stats) => [stats.about.windows, stats.about.length],
+            Self::Text(samples) => [samples.windows.len(), samples.windows.first().map_or(0, Vec::len)],
+        }
+    }
 }
 
 /// Makes the checkpoint of a choice of methods.
@@ -87,7 +103,7 @@ pub fn make(checkpoint: &Checkpoint, choice: &Choice, inputs: &Inputs, work: &Wo
             Calibration::Text { samples, experts: work.windows.experts(), sequential: work.sequential }
         }
     };
-    let methods = choice.methods();
+    let methods = choice.methods()?;
     let apply = Apply {
         checkpoint,
         methods: &methods,
@@ -95,7 +111,7 @@ pub fn make(checkpoint: &Checkpoint, choice: &Choice, inputs: &Inputs, work: &Wo
         output: &work.output,
         shard_bytes: work.shard_size * 1_000_000,
         resume: work.resume,
-        describe: &|_| choice.additions(),
+        describe: &|entries| choice.additions(entries),
         how,
         threads: work.engine.threads,
     };
