@@ -15,6 +15,7 @@ mod apply;
 mod bits;
 mod calibrate;
 mod compute;
+mod damage;
 mod dense;
 mod error;
 mod files;
@@ -36,6 +37,7 @@ pub use calibrate::{
     About, ExpertInputs, LayerStats, Moments, Progress, Routed, Samples, Sampling, Stats, Watch, calibrate,
 };
 pub use compute::Compute;
+pub use damage::{Probe, probe};
 pub use dense::Dense;
 pub use error::{Error, Result};
 pub use fingerprint::{FileHash, Fingerprint, Verdict};

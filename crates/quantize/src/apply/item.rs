@@ -143,19 +143,7 @@ impl<'a> Items<'a> {
 
     /// The weight `[out, in]` of a module.
     pub(super) fn matrix(&self, module: &str) -> Result<Matrix> {
-        let unknown = || Error::module(module, "the architecture does not declare it");
-        let features = self.inventory.features(module).ok_or_else(unknown)?;
-        let tied = Role::of(module) == Some(Role::Head) && !self.inventory.required().iter().any(|t| t.name == format!("{module}.weight"));
-        let source = if tied { "model.embed_tokens" } else { module };
-        let linear: Linear = self.modules.linear(source, features)?.build()?;
-        let matrix = Matrix::new(features[0], features[1], linear.matrix()?)?;
-        match matrix.data().iter().position(|v| !v.is_finite()) {
-            None => Ok(matrix),
-            Some(at) => {
-                let (row, col, value) = (at / features[1], at % features[1], matrix.data()[at]);
-                Err(Error::module(module, format!("weight [{row}, {col}] is {value}; the checkpoint is damaged: download it again")))
-            }
-        }
+        matrix(self.modules.as_ref(), &self.inventory, module)
     }
 
     /// A tensor as it lies in the original.
@@ -184,5 +172,24 @@ impl<'a> Items<'a> {
             },
         };
         Ok((info(DType::BF16), values.iter().flat_map(|v| bf16::from_f32(*v).to_le_bytes()).collect()))
+    }
+}
+
+/// The weight `[out, in]` of a module, all of it finite. That of an output projection that is not stored is the embedding.
+pub(crate) fn matrix(modules: &dyn Modules, inventory: &Inventory, module: &str) -> Result<Matrix> {
+    let unknown = || Error::module(module, "the architecture does not declare it");
+    let features = inventory.features(module).ok_or_else(unknown)?;
+    let stored = |name: &str| inventory.required().iter().any(|t| t.name.strip_suffix(".weight") == Some(name));
+    let tied = Role::of(module) == Some(Role::Head) && !stored(module);
+    let source = if tied { "model.embed_tokens" } else { module };
+    let linear: Linear = modules.linear(source, features)?.build()?;
+    let matrix = Matrix::new(features[0], features[1], linear.matrix()?)?;
+    match matrix.data().iter().position(|v| !v.is_finite()) {
+        None => Ok(matrix),
+        Some(at) => {
+            let (row, col, value) = (at / features[1], at % features[1], matrix.data()[at]);
+            let why = format!("weight [{row}, {col}] is {value}; the checkpoint is damaged: download it again");
+            Err(Error::module(module, why))
+        }
     }
 }

@@ -11,6 +11,7 @@ mod shards;
 
 pub use report::{ModuleReport, Report};
 pub use shards::Entry;
+pub(crate) use {item::matrix, report::energy};
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};

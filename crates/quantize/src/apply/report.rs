@@ -54,7 +54,7 @@ impl ModuleReport {
 }
 
 /// tr(M H M^T) of a matrix `[rows, in]`, as the product of M^T M with H.
-fn energy(compute: &dyn Compute, matrix: &[f32], hessian: &Hessian) -> f64 {
+pub(crate) fn energy(compute: &dyn Compute, matrix: &[f32], hessian: &Hessian) -> f64 {
     let mut gram = Hessian::new(hessian.size());
     compute.accumulate(&mut gram, matrix, None);
     gram.sums().data().iter().zip(hessian.sums().data()).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum()

@@ -1,5 +1,6 @@
 //! Making the checkpoint.
 
+use super::plan;
 use super::{Once, OrderName, RecipeArgs, RoundingName, Work};
 use crate::error::{Failure, Result};
 use crate::progress::Bar;
@@ -14,7 +15,7 @@ const WORST: usize = 5;
 
 impl RecipeArgs {
     /// What the options say.
-    fn recipe(&self, inputs: &Inputs) -> Result<Recipe> {
+    pub fn recipe(&self, inputs: &Inputs) -> Result<Recipe> {
         let calibrated = inputs.calibrated();
         let bits = self.bits.clone().unwrap_or_default();
         let order = match self.order {
@@ -57,6 +58,9 @@ pub fn once(args: &Once) -> Result<()> {
         ));
     }
     let recipe = args.recipe.recipe(&inputs)?;
+    if recipe.bits.all().is_some_and(|bits| bits.fract() != 0.0) {
+        return plan::mixed(&checkpoint, &args.recipe, inputs, &args.work);
+    }
     let choice = recipe.choose(&checkpoint, &|_| None)?;
     let how = json!({ "format": recipe.target.name(), "bits": recipe.bits.to_string() });
     make(&checkpoint, &choice, &inputs, &args.work, how)

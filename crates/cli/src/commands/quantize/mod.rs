@@ -1,6 +1,7 @@
 //! `quantize`: a smaller checkpoint of a model.
 
 mod apply;
+mod plan;
 
 use super::calibrate::Windows;
 use crate::args::EngineArgs;
@@ -25,7 +26,59 @@ pub struct Args {
 }
 
 #[derive(Debug, Subcommand)]
-enum Step {}
+enum Step {
+    Plan(Box<PlanArgs>),
+    Apply(Box<ApplyArgs>),
+}
+
+/// Choose bits for each module: the least damage at a size
+///
+/// Tries bits on some rows of every module, and finds the bits that do the least damage within the size that the same
+/// number of bits for all would take. The plan is a text file, to be read, compared, edited and applied.
+#[derive(Debug, clap::Args)]
+pub struct PlanArgs {
+    /// The model
+    model: String,
+    #[command(flatten)]
+    recipe: RecipeArgs,
+    /// Statistics that `calibrate` has collected
+    #[arg(long, value_name = "DIR")]
+    stats: PathBuf,
+    /// The file to write
+    #[arg(short, long, value_name = "PLAN")]
+    output: PathBuf,
+    /// Least bits of a module [one less than --bits]
+    #[arg(long, value_name = "BITS", value_parser = clap::value_parser!(u32).range(1..=8))]
+    min_bits: Option<u32>,
+    /// Most bits of a module [two more than --bits]
+    #[arg(long, value_name = "BITS", value_parser = clap::value_parser!(u32).range(1..=8))]
+    max_bits: Option<u32>,
+    /// Different tuples of bits (gate, up, down) that experts may have
+    #[arg(long, value_name = "N", value_parser = crate::values::some_tokens)]
+    max_tuples: Option<usize>,
+    /// Give gate and up projections of an MLP the same bits
+    #[arg(long)]
+    equal_gate_up: bool,
+    /// Rows of each module that are tried; 0 for all
+    #[arg(long, value_name = "N", default_value_t = 128)]
+    probe_rows: usize,
+    /// Also draw damage against size, for many sizes
+    #[arg(long, value_name = "FILE.svg")]
+    pareto: Option<PathBuf>,
+    #[command(flatten)]
+    engine: EngineArgs,
+}
+
+/// Quantise as a plan says
+#[derive(Debug, clap::Args)]
+pub struct ApplyArgs {
+    /// The plan
+    plan: PathBuf,
+    /// The model
+    model: String,
+    #[command(flatten)]
+    work: Work,
+}
 
 /// The whole way in one command.
 #[derive(Debug, clap::Args)]
@@ -90,6 +143,23 @@ enum OrderName {
     Dynamic,
 }
 
+impl RecipeArgs {
+    /// What is meant where nothing else is said.
+    fn usual(format: Target, bits: Option<Bits>) -> Self {
+        Self {
+            format,
+            bits,
+            head_bits: None,
+            group: None,
+            asymmetric: false,
+            rotate: None,
+            rounding: None,
+            order: OrderName::Natural,
+            damping: 0.01,
+        }
+    }
+}
+
 fn target() -> impl TypedValueParser<Value = Target> {
     let named = |name: String| Target::ALL.into_iter().find(|t| t.name() == name).unwrap_or(Target::Bf16);
     PossibleValuesParser::new(Target::ALL.map(Target::name)).map(named)
@@ -130,7 +200,8 @@ pub struct Work {
 
 pub fn run(args: &Args) -> Result<()> {
     match (&args.step, &args.once) {
-        (Some(step), _) => match *step {},
+        (Some(Step::Plan(args)), _) => plan::run(args),
+        (Some(Step::Apply(args)), _) => plan::apply(args),
         (None, Some(once)) => apply::once(once),
         (None, None) => Err(Failure::text("name a model")),
     }
