@@ -102,7 +102,8 @@ fn killed_runs_continue(more: &[&str]) {
         file.write_all(bytes).unwrap();
     };
     append("journal.jsonl", b"{\"Module\":{\"module\":\"model.lay");
-    let data = files(&unfinished.canonicalize().unwrap().join(".")).into_keys().find(|n| n.starts_with("data-")).unwrap();
+    let data =
+        files(&unfinished.canonicalize().unwrap().join(".")).into_keys().find(|n| n.starts_with("data-")).unwrap();
     append(&data, b"torn");
     let refused = marlin(&args).error(1);
     assert!(refused.contains("--resume continues it"), "{refused}");
@@ -176,7 +177,8 @@ fn bad_input_is_refused_and_leaves_nothing() {
     assert!(error.contains("some module (--bits)"), "{error}");
     let bad = folder.path().join("bad.jsonl");
     std::fs::write(&bad, "{\"text\": \"fine\"}\n{\"txt\": 1}\n").unwrap();
-    let error = marlin(&["quantize", "fable", "--format", "int4", "--text", &bad.to_string_lossy(), "-o", &out]).error(1);
+    let error =
+        marlin(&["quantize", "fable", "--format", "int4", "--text", &bad.to_string_lossy(), "-o", &out]).error(1);
     assert!(error.contains("bad.jsonl line 2: expected {\"text\""), "{error}");
     std::fs::create_dir(&out).unwrap();
     std::fs::write(Path::new(&out).join("mine.txt"), "keep").unwrap();

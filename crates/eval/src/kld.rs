@@ -47,13 +47,10 @@ impl Divergence {
             // A token that is impossible adds nothing.
             if p == f64::NEG_INFINITY { 0.0 } else { p.exp() * (p - q) }
         });
-        let at = |logits: &[f32], sum: f64| logits.get(right as usize).map_or(f64::NEG_INFINITY, |l| f64::from(*l) - sum);
+        let at =
+            |logits: &[f32], sum: f64| logits.get(right as usize).map_or(f64::NEG_INFINITY, |l| f64::from(*l) - sum);
         // Rounding may leave a little less than nothing.
-        Self {
-            kl: clamp(kl.sum()),
-            same_top: p_top == q_top,
-            log_p: [at(reference, p_sum), at(quantised, q_sum)],
-        }
+        Self { kl: clamp(kl.sum()), same_top: p_top == q_top, log_p: [at(reference, p_sum), at(quantised, q_sum)] }
     }
 }
 
@@ -186,9 +183,12 @@ pub struct Side<'a, B: Backend> {
     pub model: &'a Model<B>,
 }
 
-/// Remembers which experts each row of a step was sent to, layer after layer.
+/// Experts of each row of a step, ascending, layer after layer.
+type Sets = Vec<Vec<Vec<u32>>>;
+
+/// Remembers which experts each row of a step was sent to.
 #[derive(Default)]
-struct Choices(Mutex<Vec<Vec<Vec<u32>>>>);
+struct Choices(Mutex<Sets>);
 
 impl<B: Backend> Observer<B> for Choices {
     fn linear(&self, _: &B, _: &B::Linear, _: &B::Tensor, _: &B::Tensor) -> marlin_backend::Result<()> {
@@ -212,7 +212,7 @@ impl<B: Backend> Side<'_, B> {
     }
 
     /// Logits of the step's outputs, and each layer's sets of experts for all rows if `watched`.
-    fn step(&self, step: &Step, kv: &B::Kv, watched: bool) -> marlin_engine::Result<(Vec<f32>, Vec<Vec<Vec<u32>>>)> {
+    fn step(&self, step: &Step, kv: &B::Kv, watched: bool) -> marlin_engine::Result<(Vec<f32>, Sets)> {
         let (b, choices) = (self.backend, Choices::default());
         let batch = b.begin(step, kv, None)?;
         let observer: Option<&dyn Observer<B>> = if watched { Some(&choices) } else { None };
@@ -231,7 +231,7 @@ struct Flipped {
 }
 
 impl Flipped {
-    fn add(&mut self, sides: &[Vec<Vec<Vec<u32>>>; 2], rows: &[u32]) {
+    fn add(&mut self, sides: &[Sets; 2], rows: &[u32]) {
         self.layers.resize(sides[0].len().max(self.layers.len()), 0);
         for row in rows {
             let mut any = false;
@@ -368,8 +368,12 @@ mod tests {
     #[test]
     fn summary_by_hand() {
         let row = |kl: f64, same_top, p: f64, q: f64| Divergence { kl, same_top, log_p: [p.ln(), q.ln()] };
-        let found =
-            [row(3.0, true, 0.5, 0.25), row(0.0, true, 0.5, 0.5), row(1.0, false, 0.25, 0.5), row(2.0, true, 0.25, 0.25)];
+        let found = [
+            row(3.0, true, 0.5, 0.25),
+            row(0.0, true, 0.5, 0.5),
+            row(1.0, false, 0.25, 0.5),
+            row(2.0, true, 0.25, 0.25),
+        ];
         let kld = Kld::of(&found);
         assert_eq!((kld.mean, kld.top1_agreement, kld.tokens_scored), (1.5, 0.75, 4));
         // Deviation of 0, 1, 2, 3 is sqrt(5/3); its mean's half of that.

@@ -92,7 +92,8 @@ mod tests {
         assert_eq!(all.map(|role| bits.of(role)), [None, Some(3.0), Some(3.0), Some(3.0), Some(6.0)]);
         assert_eq!("3.5".parse::<Bits>(), Ok(Bits::uniform(3.5)));
         assert_eq!(Bits::uniform(4.0).with_head(Some(6.0)).to_string(), "4,head=6");
-        for (bad, why) in [("router=3", "is no role"), ("x", "expected bits"), ("0", "from 1 to 16"), ("3,4", "second")] {
+        for (bad, why) in [("router=3", "is no role"), ("x", "expected bits"), ("0", "from 1 to 16"), ("3,4", "second")]
+        {
             assert!(bad.parse::<Bits>().unwrap_err().contains(why), "{bad}");
         }
     }

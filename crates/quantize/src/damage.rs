@@ -56,7 +56,11 @@ pub fn probe(
     watch: Watch<'_>,
 ) -> Result<Vec<Module>> {
     if probe.min_bits > probe.max_bits {
-        return Err(Error::setting("bits", "min-bits up to max-bits", format!("{} to {}", probe.min_bits, probe.max_bits)));
+        return Err(Error::setting(
+            "bits",
+            "min-bits up to max-bits",
+            format!("{} to {}", probe.min_bits, probe.max_bits),
+        ));
     }
     stats.check(checkpoint)?;
     let inventory = Architecture::parse(&checkpoint.config)?.inventory();
@@ -79,7 +83,9 @@ pub fn probe(
         let stored = |planned: &Planned, name: &str| (planned.bits * weights(name) as f64).round() as u64;
         let Some(layer) = layer else {
             for name in names {
-                let Some((bits, planned)) = methods.iter().find_map(|(b, m)| Some((*b, m.get(&name)?))) else { continue };
+                let Some((bits, planned)) = methods.iter().find_map(|(b, m)| Some((*b, m.get(&name)?))) else {
+                    continue;
+                };
                 let choices = vec![Choice { bits, stored: stored(planned, &name), damage: 0.0 }];
                 out.push(Module { weights: weights(&name), name, choices });
             }
@@ -103,7 +109,9 @@ pub fn probe(
             let hessian = hessian(&seen, &name)?;
             let rows = sample(&matrix(modules.as_ref(), &inventory, &name)?, probe.rows)?;
             let size = energy(compute, rows.data(), &hessian);
-            let part = summed(&name).and_then(|down| outputs.get(&down)).map_or(1.0, |e| if sum > 0.0 { e / sum } else { 0.0 });
+            let part = summed(&name)
+                .and_then(|down| outputs.get(&down))
+                .map_or(1.0, |e| if sum > 0.0 { e / sum } else { 0.0 });
             let mut choices = Vec::new();
             for (bits, methods) in &methods {
                 let Some(planned) = methods.get(&name) else { continue };

@@ -44,7 +44,9 @@ pub enum Error {
         found: String,
     },
     /// There is too little text to calibrate with.
-    #[error("the calibration text has {found} tokens, and a window {length}; give more text, or shorter windows (--length)")]
+    #[error(
+        "the calibration text has {found} tokens, and a window {length}; give more text, or shorter windows (--length)"
+    )]
     ShortText {
         /// Tokens there are.
         found: usize,

@@ -9,8 +9,8 @@ use marlin_cpu::{CpuBackend, CpuOptions};
 use marlin_models::{LoadOptions, Model, Residency};
 use serde::{Deserialize, Serialize};
 
-use crate::files::{hash_file, read_json, write_json};
 use crate::Result;
+use crate::files::{hash_file, read_json, write_json};
 
 /// The file.
 const NAME: &str = "fingerprint.json";
@@ -173,7 +173,7 @@ impl Fingerprint {
                     let logit = row.get(*id as usize).copied().unwrap_or(f32::NAN);
                     let off = (logit - expected).abs();
                     worst = if off.is_nan() { f32::NAN } else { worst.max(off) };
-                    if !(off <= TOLERANCE * expected.abs().max(1.0)) {
+                    if off.is_nan() || off > TOLERANCE * expected.abs().max(1.0) {
                         wrong.push(format!("logit {id} after token {position}: expected {expected}, computed {logit}"));
                     }
                 }

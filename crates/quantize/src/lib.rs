@@ -31,7 +31,7 @@ mod recipe;
 mod roles;
 mod trellis;
 
-pub use apply::{Apply, Calibration, Describe, Entry, ModuleReport, Outcome, Planned, REPORT, Report, Additions};
+pub use apply::{Additions, Apply, Calibration, Describe, Entry, ModuleReport, Outcome, Planned, REPORT, Report};
 pub use bits::Bits;
 pub use calibrate::{
     About, ExpertInputs, LayerStats, Moments, Progress, Routed, Samples, Sampling, Stats, Watch, calibrate,

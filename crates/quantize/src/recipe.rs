@@ -112,7 +112,8 @@ impl Recipe {
     pub fn choose(&self, checkpoint: &Checkpoint, bits_of: &dyn Fn(&str) -> Option<f64>) -> Result<Choice> {
         let inventory = Architecture::parse(&checkpoint.config)?.inventory();
         let mut chosen = BTreeMap::new();
-        let mut modules: Vec<&str> = inventory.required().iter().filter_map(|t| t.name.strip_suffix(".weight")).collect();
+        let mut modules: Vec<&str> =
+            inventory.required().iter().filter_map(|t| t.name.strip_suffix(".weight")).collect();
         if self.target.unties() && !modules.contains(&HEAD) {
             modules.push(HEAD);
         }

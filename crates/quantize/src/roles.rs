@@ -20,7 +20,9 @@ impl Role {
     /// expert, and the latent projection `kv_b_proj`.
     pub fn of(module: &str) -> Option<Self> {
         Some(match module.rsplit('.').next()? {
-            "q_proj" | "k_proj" | "v_proj" | "o_proj" | "q_a_proj" | "q_b_proj" | "kv_a_proj_with_mqa" => Self::Attention,
+            "q_proj" | "k_proj" | "v_proj" | "o_proj" | "q_a_proj" | "q_b_proj" | "kv_a_proj_with_mqa" => {
+                Self::Attention
+            }
             "gate_proj" => Self::Gate,
             "up_proj" => Self::Up,
             "down_proj" => Self::Down,

@@ -114,7 +114,12 @@ fn moments_are_those_of_the_inputs() {
             agrees(&name, hessian.sums().data(), &seen.inputs[&name], None);
         }
     }
-    agrees("head", stats.head().unwrap().hessian("lm_head").unwrap().unwrap().sums().data(), &seen.inputs["lm_head"], None);
+    agrees(
+        "head",
+        stats.head().unwrap().hessian("lm_head").unwrap().unwrap().sums().data(),
+        &seen.inputs["lm_head"],
+        None,
+    );
 
     let found = stats.layer(3).unwrap();
     let routed = &found.routed["model.layers.3.mlp.gate"];
@@ -143,10 +148,11 @@ fn threads_and_interruptions_change_nothing() {
     // Stopped in the middle of several layers.
     for (i, stop) in [1, 5, 8].into_iter().enumerate() {
         let mut left = stop;
-        let stopped = calibrate(&b, b.cpu(), &model(), &samples(), ExpertInputs::Shared, other.path(), i > 0, &mut |_| {
-            left -= 1;
-            left > 0
-        });
+        let stopped =
+            calibrate(&b, b.cpu(), &model(), &samples(), ExpertInputs::Shared, other.path(), i > 0, &mut |_| {
+                left -= 1;
+                left > 0
+            });
         assert!(matches!(stopped, Err(marlin_quantize::Error::Stopped)));
         assert!(Stats::open(other.path()).unwrap_err().to_string().contains("was interrupted"));
     }
@@ -166,5 +172,7 @@ fn threads_and_interruptions_change_nothing() {
     let of = |e: usize| stats.hessian(&format!("model.layers.2.mlp.experts.{e}.up_proj")).unwrap().unwrap();
     let (a, b) = (of(0), of(1));
     let ratio = a.sums().data()[0] / b.sums().data()[0];
-    assert!(a.sums().data().iter().zip(b.sums().data()).all(|(a, b)| (a - ratio * b).abs() <= 1e-4 * a.abs().max(1e-3)));
+    assert!(
+        a.sums().data().iter().zip(b.sums().data()).all(|(a, b)| (a - ratio * b).abs() <= 1e-4 * a.abs().max(1e-3))
+    );
 }

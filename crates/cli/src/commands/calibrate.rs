@@ -68,7 +68,10 @@ impl Windows {
     /// The windows of the texts in `files`.
     pub fn read(&self, checkpoint: &Checkpoint, files: &[PathBuf]) -> Result<Samples> {
         let tokenizer = model::tokenizer(&checkpoint.folder)?.ok_or_else(|| {
-            Failure::text(format!("{}: there is no tokenizer.json beside the weights, so text cannot be read", checkpoint.name))
+            Failure::text(format!(
+                "{}: there is no tokenizer.json beside the weights, so text cannot be read",
+                checkpoint.name
+            ))
         })?;
         let template = model::template(&checkpoint.folder)?;
         let sampling = Sampling { windows: self.samples, length: self.length };

@@ -84,8 +84,7 @@ pub fn run(args: &Kld) -> Result<()> {
         (Some(ids), _) => ids,
         (None, path) => {
             let path = path.clone().unwrap_or_default();
-            let text =
-                std::fs::read_to_string(&path).map_err(|e| Failure::text(format!("{}: {e}", path.display())))?;
+            let text = std::fs::read_to_string(&path).map_err(|e| Failure::text(format!("{}: {e}", path.display())))?;
             let tokenizer = tokenizer.as_ref().ok_or_else(|| model::no_tokenizer(&reference.checkpoint))?;
             tokenizer.encode(&text, false)?
         }

@@ -54,8 +54,7 @@ impl<'a> Items<'a> {
         methods: &'a BTreeMap<String, Planned>,
     ) -> Result<Self> {
         let layers = inventory.required().iter().filter_map(|t| layer_of(&t.name)).max().map_or(0, |last| last + 1);
-        let mut items =
-            Self { checkpoint, methods, modules, inventory, parts: vec![Vec::new(); layers + 2], bytes: 0 };
+        let mut items = Self { checkpoint, methods, modules, inventory, parts: vec![Vec::new(); layers + 2], bytes: 0 };
         let mut seen = HashSet::new();
         let mut behind = false;
         for tensor in items.inventory.required().to_vec() {
@@ -103,7 +102,10 @@ impl<'a> Items<'a> {
     fn check_role(&self, module: &str) -> Result<()> {
         match (Role::of(module), self.inventory.sizes(module)) {
             (Some(_), None) => Ok(()),
-            _ => Err(Error::module(module, "is kept as it is: embeddings, norms, routers and kv_b_proj are not quantised")),
+            _ => Err(Error::module(
+                module,
+                "is kept as it is: embeddings, norms, routers and kv_b_proj are not quantised",
+            )),
         }
     }
 
@@ -111,7 +113,9 @@ impl<'a> Items<'a> {
     fn kept(&mut self, tensor: &TensorInfo) -> Result<Vec<Item>> {
         let store = &self.checkpoint.store;
         let stored = self.stored(tensor)?;
-        let plain = |s: &Stored| s.scheme == "dense" && s.tensors.iter().all(|t| t.starts_with("model.") || t == "lm_head.weight");
+        let plain = |s: &Stored| {
+            s.scheme == "dense" && s.tensors.iter().all(|t| t.starts_with("model.") || t == "lm_head.weight")
+        };
         if !stored.iter().all(plain) {
             self.bytes += 4 * tensor.elements() as u64;
             return Ok(vec![Item::Decode(tensor.name.clone())]);
@@ -167,7 +171,10 @@ impl<'a> Items<'a> {
             Some(sizes) => match self.modules.latent(module, sizes)? {
                 LatentProjection::Whole(w) => w.build()?.matrix()?,
                 LatentProjection::Split { .. } => {
-                    return Err(Error::module(module, "is split in two and quantised in the original; quantise from the plain checkpoint"));
+                    return Err(Error::module(
+                        module,
+                        "is split in two and quantised in the original; quantise from the plain checkpoint",
+                    ));
                 }
             },
         };

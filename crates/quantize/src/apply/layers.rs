@@ -174,7 +174,8 @@ impl Walk<'_> {
             None => None,
             Some(stats) => {
                 let unseen = || {
-                    let why = "calibration has not seen its inputs; calibrate again with more text, or leave it as it is";
+                    let why =
+                        "calibration has not seen its inputs; calibrate again with more text, or leave it as it is";
                     Error::module(module, why)
                 };
                 Some(stats.hessian(module)?.ok_or_else(unseen)?)

@@ -150,9 +150,8 @@ impl Apply<'_> {
         let path = folder.join(JOB);
         if path.exists() {
             if !self.resume {
-                let why = format!(
-                    "an interrupted run has left its work; --resume continues it, or delete the folder to begin again"
-                );
+                let why =
+                    "an interrupted run has left its work; --resume continues it, or delete the folder to begin again";
                 return Err(Bad::invalid(folder.display(), why).into());
             }
             let found: Value = read_json(&path)?;

@@ -117,7 +117,8 @@ impl Shards {
         let mut data = open(&path)?;
         let found = data.metadata().map_err(|e| Bad::io(&path, e))?.len();
         if found < length {
-            let why = format!("has {found} bytes, but the journal tells of {length}; delete the folder and begin again");
+            let why =
+                format!("has {found} bytes, but the journal tells of {length}; delete the folder and begin again");
             return Err(Bad::invalid(path.display(), why).into());
         }
         data.set_len(length).and_then(|()| data.seek(SeekFrom::End(0))).map_err(|e| Bad::io(&path, e))?;
@@ -149,7 +150,13 @@ impl Shards {
         let bytes: u64 = tensors.iter().map(|(_, data)| data.len() as u64).sum();
         for (info, data) in tensors {
             if data.len() != info.bytes() {
-                let why = format!("expected {} bytes for {} {:?}, found {}", info.bytes(), info.dtype, info.shape, data.len());
+                let why = format!(
+                    "expected {} bytes for {} {:?}, found {}",
+                    info.bytes(),
+                    info.dtype,
+                    info.shape,
+                    data.len()
+                );
                 return Err(Bad::invalid(format!("tensor {:?}", info.name), why).into());
             }
         }
@@ -239,11 +246,8 @@ impl Shards {
         }
         let total = self.entries.iter().map(Entry::bytes).sum();
         if count > 1 {
-            let map: BTreeMap<&str, String> = self
-                .entries
-                .iter()
-                .flat_map(|e| e.tensors.iter().map(|t| (t.name.as_str(), name(e.shard))))
-                .collect();
+            let map: BTreeMap<&str, String> =
+                self.entries.iter().flat_map(|e| e.tensors.iter().map(|t| (t.name.as_str(), name(e.shard)))).collect();
             write_json(&whole.join(INDEX_NAME), &json!({ "metadata": { "total_size": total }, "weight_map": map }))?;
         }
         Ok(total)

@@ -83,10 +83,10 @@ impl<B: Backend> Observer<B> for Collector<'_> {
         let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
         let Seen { stats, weights } = &mut *seen;
         weights.clear();
-        let routed = stats.routed.entry(gate.name().to_owned()).or_insert_with(|| Routed {
-            tokens: vec![0; gate.rows()],
-            mass: vec![0.0; gate.rows()],
-        });
+        let routed = stats
+            .routed
+            .entry(gate.name().to_owned())
+            .or_insert_with(|| Routed { tokens: vec![0; gate.rows()], mass: vec![0.0; gate.rows()] });
         for (expert, weight) in choices.iter().flatten() {
             let (e, squared) = (*expert as usize, weight * weight);
             weights.entry(e).or_default().push(squared);

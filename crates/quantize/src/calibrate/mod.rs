@@ -11,8 +11,8 @@ mod stats;
 
 pub use moments::{LayerStats, Moments, Routed};
 pub use samples::{Samples, Sampling};
-pub use stats::{About, Stats, calibrate};
 pub(crate) use states::States;
+pub use stats::{About, Stats, calibrate};
 
 use marlin_backend::{Backend, KvSpec, LatentForm, Pass, SequenceStep, Step, Token};
 use marlin_checkpoint::{Checkpoint, Modules};
@@ -145,8 +145,7 @@ impl<'a, B: Backend> Runner<'a, B> {
         let (b, count) = (self.backend, self.windows.len());
         let part = self.model.read_layer(b, weights.unwrap_or(self.modules.as_ref()), layer)?;
         let collector = Collector::new(self.compute, self.experts);
-        let mut out =
-            kept.map(|folder| states::Writer::create(folder, layer + 1, count, self.values())).transpose()?;
+        let mut out = kept.map(|folder| states::Writer::create(folder, layer + 1, count, self.values())).transpose()?;
         for window in 0..count {
             let step = Progress {
                 what: format!("layer {layer} of {}", self.layers()),

@@ -49,7 +49,11 @@ impl Samples {
     pub fn of(tokens: &[u32], sampling: Sampling) -> Result<Self> {
         let Sampling { windows, length } = sampling;
         if length < 2 || windows == 0 {
-            return Err(Error::setting("samples", "at least one window of two tokens", format!("{windows} x {length}")));
+            return Err(Error::setting(
+                "samples",
+                "at least one window of two tokens",
+                format!("{windows} x {length}"),
+            ));
         }
         let there = tokens.len() / length;
         if there == 0 {
@@ -79,7 +83,7 @@ impl Samples {
         let mut tokens = Vec::new();
         for path in files {
             let text = std::fs::read_to_string(path).map_err(|e| Bad::io(path, e))?;
-            if !path.extension().is_some_and(|e| e == "jsonl") {
+            if path.extension().is_none_or(|e| e != "jsonl") {
                 tokens.extend(tokenizer.encode(&text, false)?);
                 tokens.extend(tokenizer.eos());
                 continue;
@@ -107,7 +111,8 @@ fn line(
     Ok(match parsed {
         Line::Text { text } => tokenizer.encode(&text, false)?,
         Line::Chat { messages } => {
-            let template = template.ok_or_else(|| Bad::invalid(what(), "a conversation, but the model has no chat template"))?;
+            let template =
+                template.ok_or_else(|| Bad::invalid(what(), "a conversation, but the model has no chat template"))?;
             let options = ChatOptions { add_generation_prompt: false, ..ChatOptions::default() };
             tokenizer.encode_chat(&template.render(&messages, &options)?)?
         }

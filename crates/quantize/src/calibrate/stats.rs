@@ -91,7 +91,8 @@ impl Stats {
         if self.about.model_identity == identity(checkpoint)? {
             return Ok(());
         }
-        let why = format!("these are statistics of {}, whose files are not those of {}", self.about.model, checkpoint.name);
+        let why =
+            format!("these are statistics of {}, whose files are not those of {}", self.about.model, checkpoint.name);
         Err(Bad::invalid(self.folder.display(), why).into())
     }
 
@@ -183,7 +184,8 @@ fn begin(folder: &Path, about: &About, resume: bool) -> Result<()> {
 /// `[experts]` and `{router}.mass` F64 `[experts]`.
 fn write(path: &Path, stats: &LayerStats) -> Result<()> {
     let mut tensors: Vec<(TensorInfo, Vec<u8>)> = Vec::new();
-    let mut put = |name: String, dtype, shape: Vec<usize>, data| tensors.push((TensorInfo { name, dtype, shape }, data));
+    let mut put =
+        |name: String, dtype, shape: Vec<usize>, data| tensors.push((TensorInfo { name, dtype, shape }, data));
     let floats = |values: &[f64]| values.iter().flat_map(|v| v.to_le_bytes()).collect::<Vec<u8>>();
     for (module, Routed { tokens, mass }) in &stats.routed {
         let counts = tokens.iter().flat_map(|n| (*n as i64).to_le_bytes()).collect();
@@ -201,7 +203,8 @@ fn write(path: &Path, stats: &LayerStats) -> Result<()> {
         ("tokens".to_owned(), stats.tokens.to_string()),
         ("left_out".to_owned(), stats.left_out.to_string()),
     ]);
-    let tensors: Vec<(TensorInfo, &[u8])> = tensors.iter().map(|(info, data)| (info.clone(), data.as_slice())).collect();
+    let tensors: Vec<(TensorInfo, &[u8])> =
+        tensors.iter().map(|(info, data)| (info.clone(), data.as_slice())).collect();
     write_tensors(path, &metadata, &tensors)
 }
 

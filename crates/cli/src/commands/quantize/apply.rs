@@ -25,7 +25,9 @@ impl RecipeArgs {
         };
         let rounder = match (self.rounding, calibrated) {
             (Some(RoundingName::Gptq), false) => {
-                return Err(Failure::text("--rounding gptq needs a text to calibrate with (--text) or statistics (--stats)"));
+                return Err(Failure::text(
+                    "--rounding gptq needs a text to calibrate with (--text) or statistics (--stats)",
+                ));
             }
             (Some(RoundingName::Gptq), _) | (None, true) => Rounder::Gptq { damping: self.damping, order },
             (Some(RoundingName::Nearest), _) | (None, false) => Rounder::Nearest,

@@ -6,8 +6,8 @@ mod plan;
 use super::calibrate::Windows;
 use crate::args::EngineArgs;
 use crate::error::{Failure, Result};
-use clap::{Subcommand, ValueEnum};
 use clap::builder::{PossibleValuesParser, TypedValueParser};
+use clap::{Subcommand, ValueEnum};
 use marlin_quantize::{Bits, Target};
 use std::path::PathBuf;
 

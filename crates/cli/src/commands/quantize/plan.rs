@@ -74,7 +74,8 @@ fn follow(
     work: &Work,
     name: &str,
 ) -> Result<()> {
-    let of: std::collections::BTreeMap<&str, u32> = plan.bits.iter().map(|(module, bits)| (module.as_str(), *bits)).collect();
+    let of: std::collections::BTreeMap<&str, u32> =
+        plan.bits.iter().map(|(module, bits)| (module.as_str(), *bits)).collect();
     let choice = recipe.choose(checkpoint, &|module| of.get(module).map(|bits| f64::from(*bits)))?;
     let chosen = choice.bits();
     if let Some((module, bits)) = plan.bits.iter().find(|(m, bits)| *bits < 16 && !chosen.contains_key(m.as_str())) {
@@ -92,7 +93,9 @@ fn follow(
 pub fn mixed(checkpoint: &Checkpoint, args: &RecipeArgs, inputs: Inputs, work: &Work) -> Result<()> {
     let (folder, stats) = match inputs {
         Inputs::None => {
-            return Err(Failure::text("bits that are no whole number are planned by what a text shows: give --text or --stats"));
+            return Err(Failure::text(
+                "bits that are no whole number are planned by what a text shows: give --text or --stats",
+            ));
         }
         Inputs::Stats(stats) => (None, stats),
         Inputs::Text(samples) => {
@@ -109,7 +112,14 @@ pub fn mixed(checkpoint: &Checkpoint, args: &RecipeArgs, inputs: Inputs, work: &
             let experts = work.windows.experts();
             let compute = backend.cpu();
             let stats = marlin_quantize::calibrate(
-                &backend, compute, checkpoint, &samples, experts, &folder, work.resume, &mut hear,
+                &backend,
+                compute,
+                checkpoint,
+                &samples,
+                experts,
+                &folder,
+                work.resume,
+                &mut hear,
             )?;
             (Some(folder), stats)
         }
@@ -174,7 +184,10 @@ fn budget(modules: &[Module], bits: f64) -> Result<u64> {
         let between = at(bits.floor() as u32).zip(at(bits.ceil() as u32)).map(|(a, b)| a + bits.fract() * (b - a));
         sum += only.or(between).ok_or_else(|| {
             let of: Vec<u32> = module.choices.iter().map(|c| c.bits).collect();
-            Failure::text(format!("--bits {bits}: {} is tried at {of:?} bits only (--min-bits, --max-bits)", module.name))
+            Failure::text(format!(
+                "--bits {bits}: {} is tried at {of:?} bits only (--min-bits, --max-bits)",
+                module.name
+            ))
         })?;
     }
     Ok(sum.floor() as u64)
