@@ -29,6 +29,8 @@ pub(super) struct Solution {
 
 /// Partial plans that are kept of all classes together; where that is too few, the solution is not proven.
 const MOST_STATES: usize = 12_000_000;
+/// Partial plans that are looked at together, before the dominated ones are left out.
+const MOST_AT_ONCE: usize = 2_000_000;
 /// Differences of damage, relative to the whole, that count as rounding.
 const ROUNDING: f64 = 1e-12;
 
@@ -263,7 +265,8 @@ impl<'a> Search<'a> {
         if !self.possible {
             return (None, true);
         }
-        let most = (MOST_STATES / self.core.len().max(1)).clamp(64, 400_000);
+        let widest = self.core.iter().map(|(_, left)| left.len()).max().unwrap_or(1);
+        let most = (MOST_STATES / self.core.len().max(1)).min(MOST_AT_ONCE / widest).max(64);
         let mut complete = true;
         let mut rest: u64 = self.core.iter().filter_map(|(_, left)| left.iter().map(|l| l.cost).max()).sum();
         let mut stages = vec![vec![State { cost: 0, excess: 0.0, parent: 0, choice: 0 }]];
