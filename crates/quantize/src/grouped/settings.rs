@@ -67,9 +67,12 @@ fn one(key: &str, value: Value) -> Settings {
     Map::from_iter([(key.to_owned(), value)])
 }
 
+/// A value that modules have, and their names.
+type Class<'a, T> = (T, Vec<&'a str>);
+
 /// Each value of `of` with the modules that have it, the most frequent first, then in order of appearance.
-fn classes<'a, T: PartialEq>(modules: &[(&'a str, Grouped)], of: impl Fn(Grouped) -> T) -> Vec<(T, Vec<&'a str>)> {
-    let mut classes: Vec<(T, Vec<&str>)> = Vec::new();
+fn classes<'a, T: PartialEq>(modules: &[(&'a str, Grouped)], of: impl Fn(Grouped) -> T) -> Vec<Class<'a, T>> {
+    let mut classes: Vec<Class<'a, T>> = Vec::new();
     for (name, method) in modules {
         let value = of(*method);
         match classes.iter_mut().find(|(known, _)| *known == value) {
@@ -82,10 +85,7 @@ fn classes<'a, T: PartialEq>(modules: &[(&'a str, Grouped)], of: impl Fn(Grouped
 }
 
 /// The most frequent value, and the modules that have another.
-fn common<'a, T: PartialEq>(modules: &[(&'a str, Grouped)], of: impl Fn(Grouped) -> T) -> (T, Vec<(T, Vec<&'a str>)>)
-where
-    T: Clone,
-{
+fn common<'a, T: PartialEq>(modules: &[(&'a str, Grouped)], of: impl Fn(Grouped) -> T) -> (T, Vec<Class<'a, T>>) {
     let mut classes = classes(modules, of);
     let first = classes.remove(0).0;
     (first, classes)

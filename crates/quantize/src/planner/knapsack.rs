@@ -29,6 +29,8 @@ pub(super) struct Solution {
 
 /// Partial plans that are kept of all classes together; where that is too few, the solution is not proven.
 const MOST_STATES: usize = 12_000_000;
+/// Partial plans that are looked at together, before the dominated ones are left out.
+const MOST_AT_ONCE: usize = 2_000_000;
 /// Differences of damage, relative to the whole, that count as rounding.
 const ROUNDING: f64 = 1e-12;
 
@@ -123,7 +125,7 @@ pub(super) fn relax(classes: &[Vec<Choice>], budget: u64) -> Option<Relaxed> {
         let first = class.iter().map(|c| c.cost).min().unwrap_or(0);
         class.iter().fold(unit, |unit, c| common_divisor(unit, c.cost - first))
     });
-    let budget = if unit == 0 { least } else { least + room / unit * unit };
+    let budget = least + room.checked_div(unit).unwrap_or(0) * unit;
     let mut picks = Vec::with_capacity(classes.len());
     let mut steps = Vec::new();
     for (class, choices) in classes.iter().enumerate() {
@@ -203,14 +205,24 @@ struct State {
     choice: u32,
 }
 
+/// A choice that may be in a better plan.
+#[derive(Clone, Copy)]
+struct Left {
+    /// Bits beyond the cheapest that is left.
+    cost: u64,
+    /// Reduced damage.
+    excess: f64,
+    choice: usize,
+}
+
 /// The exact finish: every plan whose damage is less than `within` above the bound.
 struct Search<'a> {
     relaxed: &'a Relaxed,
     within: f64,
     /// The choice of each class that is decided, or the cheapest that is left.
     picks: Vec<usize>,
-    /// Classes with several choices left: each choice's bits beyond the cheapest, its reduced damage, its index.
-    core: Vec<(usize, Vec<(u64, f64, usize)>)>,
+    /// Classes with several choices left, cheapest first.
+    core: Vec<(usize, Vec<Left>)>,
     /// Bits that the cheapest choices leave.
     room: u64,
     /// Whether every class has a choice left.
@@ -225,29 +237,24 @@ impl<'a> Search<'a> {
         for (i, class) in classes.iter().enumerate() {
             let priced = |c: &Choice| c.damage + relaxed.price * c.cost as f64;
             let floor = class.iter().map(priced).fold(f64::INFINITY, f64::min);
-            let mut left: Vec<(u64, f64, usize)> = class
+            let mut left: Vec<Left> = class
                 .iter()
                 .enumerate()
-                .map(|(j, c)| (c.cost, priced(c) - floor, j))
-                .filter(|(_, excess, _)| *excess < within)
+                .map(|(choice, c)| Left { cost: c.cost, excess: priced(c) - floor, choice })
+                .filter(|left| left.excess < within)
                 .collect();
-            left.sort_by(|a, b| a.0.cmp(&b.0).then(a.1.total_cmp(&b.1)).then(a.2.cmp(&b.2)));
-            let first = left.first().map_or(0, |c| c.0);
-            picks.push(left.first().map_or(0, |c| c.2));
+            left.sort_by(|a, b| a.cost.cmp(&b.cost).then(a.excess.total_cmp(&b.excess)).then(a.choice.cmp(&b.choice)));
+            // The choice that makes the floor is left in any case.
+            let first = left.first().map_or(0, |l| l.cost);
+            picks.push(left.first().map_or(0, |l| l.choice));
             least += first;
-            left.iter_mut().for_each(|c| c.0 -= first);
+            left.iter_mut().for_each(|l| l.cost -= first);
             if left.len() > 1 {
-                core.push((i, left));
-            } else if let Some((_, excess, _)) = left.first()
-                && *excess > 0.0
-            {
-                // Cannot be: the choice that makes the floor is left.
                 core.push((i, left));
             }
         }
         // Decisive classes first: of those after them, near ties are left, which dominate one another.
-        let decisive =
-            |left: &[(u64, f64, usize)]| left.iter().map(|c| c.1).filter(|e| *e > 0.0).fold(f64::INFINITY, f64::min);
+        let decisive = |left: &[Left]| left.iter().map(|l| l.excess).filter(|e| *e > 0.0).fold(f64::INFINITY, f64::min);
         core.sort_by(|a, b| decisive(&b.1).total_cmp(&decisive(&a.1)).then(a.0.cmp(&b.0)));
         let room = relaxed.budget.checked_sub(least);
         Self { relaxed, within, picks, core, room: room.unwrap_or(0), possible: room.is_some() }
@@ -258,17 +265,18 @@ impl<'a> Search<'a> {
         if !self.possible {
             return (None, true);
         }
-        let most = (MOST_STATES / self.core.len().max(1)).clamp(64, 400_000);
+        let widest = self.core.iter().map(|(_, left)| left.len()).max().unwrap_or(1);
+        let most = (MOST_STATES / self.core.len().max(1)).min(MOST_AT_ONCE / widest).max(64);
         let mut complete = true;
-        let mut rest: u64 = self.core.iter().filter_map(|(_, left)| left.iter().map(|c| c.0).max()).sum();
+        let mut rest: u64 = self.core.iter().filter_map(|(_, left)| left.iter().map(|l| l.cost).max()).sum();
         let mut stages = vec![vec![State { cost: 0, excess: 0.0, parent: 0, choice: 0 }]];
         for (_, left) in &self.core {
-            rest -= left.iter().map(|c| c.0).max().unwrap_or(0);
+            rest -= left.iter().map(|l| l.cost).max().unwrap_or(0);
             let before = stages.last().map_or(&[][..], |s| s);
             let mut states = Vec::with_capacity(before.len() * left.len());
-            for (choice, (cost, excess, _)) in left.iter().enumerate() {
+            for (choice, more) in left.iter().enumerate() {
                 states.extend(before.iter().enumerate().filter_map(|(parent, state)| {
-                    let (cost, excess) = (state.cost + cost, state.excess + excess);
+                    let (cost, excess) = (state.cost + more.cost, state.excess + more.excess);
                     // Bits that no choice to come can use are lost at their price.
                     let unused = self.room.checked_sub(cost)?.saturating_sub(rest);
                     let bound = excess + self.relaxed.price * unused as f64;
@@ -285,7 +293,7 @@ impl<'a> Search<'a> {
         let Some((mut at, _)) = best else { return (None, complete) };
         for ((class, left), states) in self.core.iter().zip(&stages[1..]).rev() {
             let state = states[at];
-            self.picks[*class] = left[state.choice as usize].2;
+            self.picks[*class] = left[state.choice as usize].choice;
             at = state.parent as usize;
         }
         (Some(self.picks), complete)

@@ -10,9 +10,9 @@ use crate::{Error, Result};
 use std::collections::BTreeMap;
 
 /// Tuples that are tried of all that are not chosen, for each of two prices.
-const PROMISING: usize = 10;
+const PROMISING: usize = 24;
 /// Rounds of exchanges.
-const ROUNDS: usize = 8;
+const ROUNDS: usize = 20;
 /// Experts (and other modules) that are few enough to try every tuple with the exact plan.
 const FEW: usize = 100;
 
