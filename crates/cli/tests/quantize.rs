@@ -58,7 +58,7 @@ fn plain_weights_come_through_unchanged() {
     assert_eq!(original.tensors().len(), written.tensors().len());
     for info in original.tensors() {
         let (a, b) = (original.tensor(&info.name).unwrap(), written.tensor(&info.name).unwrap());
-        assert_eq!((&a.info, &*a.data == &*b.data), (&b.info, true), "{}", info.name);
+        assert_eq!((&a.info, *a.data == *b.data), (&b.info, true), "{}", info.name);
     }
     assert!(written.files().len() > 3);
     let kld = marlin(&["eval", "kld", "fable", &out, "--text", &text, "--json"]).json();
@@ -186,6 +186,57 @@ fn bad_input_is_refused_and_leaves_nothing() {
     assert!(error.contains("is there already and will not be overwritten"), "{error}");
     assert_eq!(files(Path::new(&out)).len(), 1);
     assert!(!folder.path().join("out.unfinished").exists());
+}
+
+#[test]
+fn plans_are_made_edited_and_applied() {
+    let folder = tempfile::tempdir().unwrap();
+    let text = text(folder.path());
+    let at = |name: &str| path(folder.path(), name);
+    let (stats, plan, chart) = (at("stats"), at("plan.txt"), at("chart.svg"));
+    marlin(&["calibrate", "fable", "--text", &text, "--samples", "3", "--length", "64", "-o", &stats]).ok();
+    let make = |bits: &str, output: &str, more: &[&str]| {
+        let mut args = vec!["quantize", "plan", "fable", "--format", "int4", "--rounding", "nearest", "--bits", bits];
+        args.extend(["--stats", &stats, "-o", output, "--probe-rows", "32", "--group", "64"]);
+        args.extend(more);
+        marlin(&args)
+    };
+    let said = make("3.5", &plan, &["--min-bits", "3", "--max-bits", "5", "--pareto", &chart]).ok();
+    assert!(said.contains("uniform bits at the same size") && said.contains("experts with tuples of bits"), "{said}");
+    assert!(std::fs::read_to_string(&chart).unwrap().starts_with("<svg"));
+    let refused = make("1.5", &at("no.txt"), &["--min-bits", "3", "--max-bits", "5"]).error(1);
+    assert!(refused.contains("is tried at [3, 4, 5] bits only"), "{refused}");
+    let refused = make("3.5", &plan, &[]).error(1);
+    assert!(refused.contains("is there already"), "{refused}");
+
+    // Two lines by hand: one module with more bits, one left as it is.
+    let written = std::fs::read_to_string(&plan).unwrap();
+    let edited: String = written
+        .lines()
+        .map(|line| match line.split(' ').next() {
+            Some("model.layers.0.self_attn.q_a_proj") => "model.layers.0.self_attn.q_a_proj 8 # more\n".to_owned(),
+            Some("model.layers.0.self_attn.o_proj") => "model.layers.0.self_attn.o_proj 16\n".to_owned(),
+            _ => format!("{line}\n"),
+        })
+        .collect();
+    assert_eq!(edited.matches("# more").count(), 1);
+    std::fs::write(&plan, &edited).unwrap();
+    let out = at("out");
+    let report = marlin(&["quantize", "apply", &plan, "fable", "-o", &out, "--json"]).json();
+    let modules = report["modules"].as_array().unwrap();
+    let bits = |module: &str| {
+        let found = modules.iter().find(|m| m["module"] == format!("model.layers.0.{module}"));
+        found.map(|m| m["bits"].as_f64().unwrap().floor())
+    };
+    assert_eq!((bits("self_attn.q_a_proj"), bits("self_attn.o_proj")), (Some(8.0), None));
+    // 3.5 bits of codes, and 16 for each 64.
+    let average = report["bits"].as_f64().unwrap();
+    assert!((3.6..3.9).contains(&average), "{average}");
+    marlin(&["verify", &out]).ok();
+
+    std::fs::write(&plan, edited.replace("layers.0.self_attn.q_a_proj", "layers.9.self_attn.q_a_proj")).unwrap();
+    let refused = marlin(&["quantize", "apply", &plan, "fable", "-o", &at("x")]).error(1);
+    assert!(refused.contains("model.layers.9.self_attn.q_a_proj is to have 8 bits"), "{refused}");
 }
 
 /// The built-in model's folder, with the bytes of `tensor` from `at` on replaced.

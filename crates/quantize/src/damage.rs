@@ -66,7 +66,8 @@ pub fn probe(
     let inventory = Architecture::parse(&checkpoint.config)?.inventory();
     let modules = checkpoint.modules()?;
     let mut methods: BTreeMap<u32, BTreeMap<String, Planned>> = BTreeMap::new();
-    for bits in probe.min_bits..=probe.max_bits {
+    let range = probe.min_bits..=probe.max_bits;
+    for &bits in recipe.target.widths().iter().filter(|bits| range.contains(bits)) {
         let of = |module: &str| (Role::of(module) != Some(Role::Head)).then_some(f64::from(bits));
         methods.insert(bits, recipe.choose(checkpoint, &of)?.methods()?);
     }

@@ -65,6 +65,18 @@ impl Target {
         }
     }
 
+    /// The bits that a module can have.
+    pub fn widths(self) -> &'static [u32] {
+        match self {
+            Self::Exl3 => &[1, 2, 3, 4, 5, 6, 7, 8],
+            Self::Int4 | Self::Int8 => &[2, 3, 4, 5, 6, 7, 8],
+            Self::Gptq => &[2, 3, 4, 8],
+            Self::Mlx => &[2, 3, 4, 5, 6, 8],
+            Self::Fp4 | Self::Nvfp4 | Self::Mxfp4 => &[4],
+            Self::Bf16 => &[16],
+        }
+    }
+
     /// Whether an output projection that is the embedding may be quantised apart.
     fn unties(self) -> bool {
         self == Self::Exl3

@@ -78,6 +78,7 @@ fn follow(
         plan.bits.iter().map(|(module, bits)| (module.as_str(), *bits)).collect();
     let choice = recipe.choose(checkpoint, &|module| of.get(module).map(|bits| f64::from(*bits)))?;
     let chosen = choice.bits();
+    // A plan may leave a module as it is, by 16 bits.
     if let Some((module, bits)) = plan.bits.iter().find(|(m, bits)| *bits < 16 && !chosen.contains_key(m.as_str())) {
         return Err(Failure::text(format!(
             "{name}: {module} is to have {bits} bits, but {} has no such module that can be quantised",
