@@ -3,7 +3,7 @@
 
 mod common;
 
-use common::{command, fable, finish, marlin, root, shared};
+use common::{command, fable, marlin, root, shared};
 use marlin_checkpoint::{Store, TensorSource};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -307,7 +307,7 @@ fn verify_finds_what_was_altered() {
 }
 
 /// Files cannot grow beyond what the shell allows, as on a full disk: the run fails, and continues when there is room.
-#[cfg(target_os = "linux")]
+#[cfg(unix)]
 #[test]
 fn a_write_that_fails_is_told_and_can_be_continued() {
     let folder = tempfile::tempdir().unwrap();
@@ -320,7 +320,7 @@ fn a_write_that_fails_is_told_and_can_be_continued() {
     let limited = format!("trap '' XFSZ; ulimit -f 4096; exec {program} {}", strs(&args(&out)));
     shell = std::process::Command::new("sh");
     shell.args(["-c", &limited]);
-    let error = finish(shell, "").error(1);
+    let error = common::finish(shell, "").error(1);
     assert!(error.contains("out.unfinished") && error.contains("large"), "{error}");
     assert!(!Path::new(&out).exists());
     let mut resumed: Vec<String> = args(&out).into();
