@@ -382,7 +382,7 @@ mod tests {
         assert!((p.p50 - 1.5).abs() < 1e-12 && (p.p90 - 2.7).abs() < 1e-12 && (p.p1 - 0.03).abs() < 1e-12);
         assert!((p.p999 - 2.997).abs() < 1e-12 && p.max == 3.0);
         // Differences -1/4, 0, 1/4, 0.
-        assert!((kld.rms_delta_p - 0.125f64.sqrt()).abs() < 1e-12 && kld.mean_delta_p.abs() < 1e-12);
+        assert!((kld.rms_delta_p - 0.03125f64.sqrt()).abs() < 1e-12 && kld.mean_delta_p.abs() < 1e-12);
         assert!(kld.ln_ppl_ratio.abs() < 1e-12 && (kld.ppl_reference - kld.ppl_quantised).abs() < 1e-12);
         // exp of the mean of ln 2, ln 2, ln 4, ln 4.
         assert!((kld.ppl_reference - 8f64.sqrt()).abs() < 1e-12);
