@@ -7,12 +7,15 @@
 //!
 //! **Invariance.** A value depends only on its own row of inputs and weights, never on the batch around it, the tiling,
 //! or the number of threads: every kernel has one order of accumulation for each output, in either [`Mode`]. In
-//! [`Mode::Exact`] the order is also the same on every level, so results are equal bit for bit across machines.
+//! [`Mode::Exact`] the order is also the same on every level, so results are equal bit for bit across machines. In
+//! [`Mode::Fast`] some [`Thresholds`] choose by the number of rows between kernels that round differently.
 
 #![allow(unsafe_code)]
 // Register tiles are arrays indexed by constants, several at a time; iterators would hide which.
 #![allow(clippy::needless_range_loop)]
 
+#[cfg(target_arch = "x86_64")]
+mod amx;
 pub mod attention;
 mod backend;
 pub mod bandwidth;
@@ -76,6 +79,11 @@ impl Cpu {
     /// The instruction set in use.
     pub fn level(&self) -> Level {
         self.level
+    }
+
+    /// Whether products with so many rows of activations go to matrix tiles, in fast mode.
+    pub(crate) fn tiled(&self, rows: usize) -> bool {
+        self.level == Level::Amx && rows >= self.thresholds.tile_rows
     }
 
     /// Whether weights of this type are multiplied with activations rounded to `bf16` in this mode.

@@ -19,6 +19,8 @@
 
 mod acts;
 mod float;
+#[cfg(target_arch = "x86_64")]
+mod halves;
 mod integer;
 mod layout;
 mod relay;

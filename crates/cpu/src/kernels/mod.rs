@@ -22,6 +22,8 @@ pub struct Thresholds {
     pub dense_gemv_rows: usize,
     /// Dense, f32 arithmetic: up to this many rows weights are widened for each tile, beyond once for a panel.
     pub dense_widen_rows: usize,
+    /// Where the machine has matrix tiles: from this many rows on they multiply.
+    pub tile_rows: usize,
     /// Trellis: up to this many rows activations are rounded to 16 bits, beyond to 8 where bytes are fast (at most 4).
     pub trellis_fine_rows: usize,
     /// Latent attention: fewer queries than this are never computed against expanded keys and values.
@@ -36,6 +38,7 @@ impl Thresholds {
         Thresholds {
             dense_gemv_rows: 2,
             dense_widen_rows: 8,
+            tile_rows: 12,
             trellis_fine_rows: 4,
             latent_expand_rows: 384,
             latent_expand_positions: 4096,
@@ -47,6 +50,7 @@ impl Thresholds {
         Thresholds {
             dense_gemv_rows: self.dense_gemv_rows.min(crate::linear::GEMV_ROWS),
             trellis_fine_rows: self.trellis_fine_rows.min(crate::trellis::GEMV_ROWS),
+            tile_rows: self.tile_rows.max(2),
             ..self
         }
     }

@@ -67,6 +67,8 @@ pub enum Needs {
     FusedTrellis,
     /// Fast dot products of bytes, for trellises.
     TrellisBytes,
+    /// Tiles of bf16.
+    Tiles,
 }
 
 impl Needs {
@@ -77,6 +79,7 @@ impl Needs {
             Needs::UnsignedBytes => level.has_unsigned_bytes(),
             Needs::FusedTrellis => Features::of(level).fused,
             Needs::TrellisBytes => Features::of(level).bytes,
+            Needs::Tiles => level == Level::Amx,
         }
     }
 
@@ -87,6 +90,7 @@ impl Needs {
             Needs::Bf16 => "bf16 dot products (AVX-512 BF16, NEON BF16)",
             Needs::UnsignedBytes => "unsigned byte dot products (AVX-512 VNNI)",
             Needs::FusedTrellis | Needs::TrellisBytes => "AVX-512 with VBMI2 and VNNI",
+            Needs::Tiles => "matrix tiles (AMX)",
         }
     }
 }
@@ -128,6 +132,10 @@ fn fine(t: &Thresholds) -> usize {
     t.trellis_fine_rows
 }
 
+fn below_tiles(t: &Thresholds) -> usize {
+    t.tile_rows - 1
+}
+
 fn is_dense(kind: &Kind) -> bool {
     matches!(kind, Kind::Dense(_))
 }
@@ -141,7 +149,7 @@ fn is_trellis(kind: &Kind) -> bool {
 }
 
 /// Every kernel of a product with weights, in the order in which they are tried.
-pub const TABLE: [Entry; 14] = [
+pub const TABLE: [Entry; 17] = [
     Entry {
         kernel: "dense_gemv_bf16",
         weights: "bf16",
@@ -150,6 +158,15 @@ pub const TABLE: [Entry; 14] = [
         batch: Batch::UpTo(gemv, "dense_gemv_rows"),
         needs: Needs::Bf16,
         does: "each row of weights once and in order, pairs of bf16",
+    },
+    Entry {
+        kernel: "dense_gemm_tiles_bf16",
+        weights: "bf16",
+        serves: is_bf16,
+        fast: true,
+        batch: Batch::Beyond(below_tiles, "tile_rows"),
+        needs: Needs::Tiles,
+        does: "matrix tiles, weights put in order for them a panel at a time",
     },
     Entry {
         kernel: "dense_gemm_bf16",
@@ -206,6 +223,15 @@ pub const TABLE: [Entry; 14] = [
         does: "the same",
     },
     Entry {
+        kernel: "grouped_gemm_tiles_bf16",
+        weights: "integers of 2 to 8 bits; tables of integers (FP4)",
+        serves: |kind| matches!(kind, Kind::Integers { .. }),
+        fast: true,
+        batch: Batch::Beyond(below_tiles, "tile_rows"),
+        needs: Needs::Tiles,
+        does: "codes decoded to panels of bf16 for matrix tiles, activations in bf16",
+    },
+    Entry {
         kernel: "grouped_gemm_bytes",
         weights: "integers of 2 to 8 bits; tables of integers (FP4)",
         serves: |kind| matches!(kind, Kind::Integers { .. }),
@@ -231,6 +257,15 @@ pub const TABLE: [Entry; 14] = [
         batch: Batch::UpTo(fine, "trellis_fine_rows"),
         needs: Needs::FusedTrellis,
         does: "16-bit activations, weights decoded in registers",
+    },
+    Entry {
+        kernel: "trellis_gemm_tiles_bf16",
+        weights: "EXL3",
+        serves: is_trellis,
+        fast: true,
+        batch: Batch::Beyond(below_tiles, "tile_rows"),
+        needs: Needs::Tiles,
+        does: "panels decoded once to bf16 for matrix tiles, activations in bf16",
     },
     Entry {
         kernel: "trellis_gemm_i8",
@@ -324,6 +359,8 @@ mod tests {
         assert_eq!(kernel(Level::Avx512Bf16, Mode::Fast, bf16, 2), "dense_gemv_bf16");
         assert_eq!(kernel(Level::Avx512Bf16, Mode::Fast, bf16, 3), "dense_gemm_bf16");
         assert_eq!(kernel(Level::Avx2, Mode::Fast, bf16, 1), "dense_gemv_f32");
+        assert_eq!(kernel(Level::Amx, Mode::Fast, bf16, 11), "dense_gemm_bf16");
+        assert_eq!(kernel(Level::Amx, Mode::Fast, bf16, 12), "dense_gemm_tiles_bf16");
         assert_eq!(kernel(Level::Avx512Bf16, Mode::Exact, bf16, 8), "dense_gemm_tiles_f32");
         assert_eq!(kernel(Level::Avx2, Mode::Fast, Kind::Dense(DType::F16), 9), "dense_gemm_panels_f32");
         let (_, why) = choose(Level::Avx2, &T, Mode::Fast, &bf16, 1).unwrap();
@@ -339,6 +376,8 @@ mod tests {
         let wide = Kind::Integers { bits: 8, group: 32, highest: 255 };
         assert_eq!(kernel(Level::Avx2, Mode::Fast, wide, 1), "grouped_gemm_bytes");
         assert_eq!(kernel(Level::Avx512Bf16, Mode::Fast, wide, 1), "grouped_gemv_bytes");
+        assert_eq!(kernel(Level::Amx, Mode::Fast, wide, 500), "grouped_gemm_tiles_bf16");
+        assert_eq!(kernel(Level::Amx, Mode::Fast, Kind::Trellis { bits: 3 }, 500), "trellis_gemm_tiles_bf16");
         assert_eq!(kernel(Level::Scalar, Mode::Exact, four, 1), "grouped_f32");
         assert_eq!(kernel(Level::Scalar, Mode::Fast, eight, 1), "grouped_f32");
         assert_eq!(kernel(Level::Scalar, Mode::Fast, Kind::Trellis { bits: 3 }, 1), "trellis_gemm_i16");

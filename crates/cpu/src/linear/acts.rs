@@ -52,6 +52,21 @@ impl ActsBuf {
         k: usize,
         stride: usize,
     ) -> Result<Acts<'a>> {
+        self.prepare_slices(cpu, mode, needs.for_rows(cpu, m, m), x, m, k, stride)
+    }
+
+    /// [`ActsBuf::prepare`] for products with slices of the rows: the needs are those of [`Needs::for_rows`].
+    #[allow(clippy::too_many_arguments)]
+    pub(super) fn prepare_slices<'a>(
+        &'a mut self,
+        cpu: &Cpu,
+        mode: Mode,
+        needs: Needs,
+        x: &'a [f32],
+        m: usize,
+        k: usize,
+        stride: usize,
+    ) -> Result<Acts<'a>> {
         at_least("activations", "values from row to row", k, stride)?;
         at_least("activations", "values", if m == 0 { 0 } else { (m - 1) * stride + k }, x.len())?;
         let mut acts = Acts {
@@ -68,7 +83,8 @@ impl ActsBuf {
             acts.bytes = Some(self.bytes.prepare(cpu, needs.bytes, x, m, k, stride)?);
         }
         if rounds(mode) && needs.bf16 && cpu.level.has_bf16() {
-            let out = Shared(self.bf16.reserve(m * acts.x16_ld));
+            // Matrix tiles read whole ones, beyond the last row.
+            let out = Shared(self.bf16.reserve((m + 16) * acts.x16_ld));
             let rows = 1.max((32 << 10) / k.max(1));
             cpu.pool.ranges(m, rows, &|r| {
                 let acts = acts;

@@ -119,26 +119,28 @@ pub fn experts(
     });
     let used = || (0..experts.len()).filter(|&e| starts[e + 1] > starts[e]);
     let both = |e: usize| experts[e].gate.needs().or(experts[e].up.needs());
-    let needs = used().fold(Needs::default(), |all, e| all.or(both(e)));
-    let acts = buf.acts.prepare(cpu, mode, needs, gathered, total, hidden, hidden)?;
+    let rows = |e: usize| starts[e + 1] - starts[e];
+    let (fewest, most) = (used().map(rows).min().unwrap_or(0), used().map(rows).max().unwrap_or(0));
+    let needs = used().fold(Needs::default(), |all, e| all.or(both(e))).for_rows(cpu, fewest, most);
+    let acts = buf.acts.prepare_slices(cpu, mode, needs, gathered, total, hidden, hidden)?;
     let mid = floats(&mut buf.inner, total * inner);
     let mut jobs = Vec::new();
     let mut rest = &mut *mid;
     for e in used() {
-        let rows = starts[e + 1] - starts[e];
+        let rows = rows(e);
         let (now, later) = rest.split_at_mut(rows * inner);
         rest = later;
         jobs.push(Job::swiglu(acts.slice(starts[e], rows)?, experts[e].gate, experts[e].up, Out::new(now, inner)));
     }
     run(cpu, &jobs);
     drop(jobs);
-    let needs = used().fold(Needs::default(), |all, e| all.or(experts[e].down.needs()));
-    let acts = buf.acts_inner.prepare(cpu, mode, needs, mid, total, inner, inner)?;
+    let needs = used().fold(Needs::default(), |all, e| all.or(experts[e].down.needs())).for_rows(cpu, fewest, most);
+    let acts = buf.acts_inner.prepare_slices(cpu, mode, needs, mid, total, inner, inner)?;
     let y = floats(&mut buf.y, total * hidden);
     let mut jobs = Vec::new();
     let mut rest = &mut *y;
     for e in used() {
-        let rows = starts[e + 1] - starts[e];
+        let rows = rows(e);
         let (now, later) = rest.split_at_mut(rows * hidden);
         rest = later;
         jobs.push(Job::new(acts.slice(starts[e], rows)?, experts[e].down, Out::new(now, hidden)));

@@ -76,7 +76,7 @@ pub fn per_head_tiles(
         let (h, r) = (i / rows, i % rows);
         to.copy_from_slice(&x[(r * heads + h) * x_ld..][..k]);
     }
-    let all = buf.prepare(cpu, mode, w.needs(), &by_head, vectors, k, k)?;
+    let all = buf.prepare_slices(cpu, mode, w.needs().for_rows(cpu, rows, rows), &by_head, vectors, k, k)?;
     let len = out.len();
     let out = Shared::of(out);
     let mut jobs = Vec::with_capacity(heads);

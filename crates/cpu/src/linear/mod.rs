@@ -2,6 +2,8 @@
 
 mod acts;
 mod experts;
+#[cfg(target_arch = "x86_64")]
+mod halves;
 mod heads;
 mod kernel;
 mod product;
@@ -103,7 +105,7 @@ impl<'a> Job<'a> {
     /// Computes rows `m0..m0 + m`, columns `n0..n0 + n`.
     fn part(&self, cpu: &Cpu, m0: usize, m: usize, n0: usize, n: usize) {
         let direct = !self.add && self.bias.is_none() && self.up.is_none();
-        let panel = self.w.scratch().max(self.up.map_or(0, |up| up.scratch()));
+        let panel = self.w.scratch(cpu, &self.x, [m, n]).max(self.up.map_or(0, |up| up.scratch(cpu, &self.x, [m, n])));
         let side = if direct { 0 } else { m * n * 4 };
         scratch(panel + 2 * side, |mem| {
             // SAFETY: `check` has compared the shapes; tasks have disjoint ranges of outputs; the scratch holds what
@@ -159,9 +161,9 @@ pub(crate) fn run(cpu: &Cpu, jobs: &[Job<'_>]) {
     let mut tasks = 0;
     for job in jobs {
         let wanted = ((target as u128 * job.work() as u128).div_ceil(total as u128) as usize).max(1);
-        let (mut rows, mut cols) = job.w.split(job.x.m, wanted);
+        let (mut rows, mut cols) = job.w.split(cpu, &job.x, wanted);
         if let Some(up) = &job.up {
-            let other = up.split(job.x.m, wanted);
+            let other = up.split(cpu, &job.x, wanted);
             (rows, cols) =
                 (rows.max(other.0), lcm(cols, if matches!(up, W::Grouped(_)) { 2 * crate::grouped::ROWS } else { 1 }));
         }

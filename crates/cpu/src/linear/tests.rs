@@ -118,7 +118,12 @@ fn a_row_does_not_depend_on_its_batch_or_the_threads() {
                         for rows in x.chunks(split * k) {
                             parts.extend(linear(&cpu, mode, rows, rows.len() / k, mat));
                         }
-                        assert_eq!(whole, parts, "{m} {n} {k} {dtype:?} {mode:?} {} {split}", cpu.level());
+                        // Matrix tiles sum in another order than what serves fewer rows.
+                        let tiled = |rows: usize| mode == Mode::Fast && dtype == DType::Bf16 && cpu.tiled(rows);
+                        let near = tiled(m) != tiled(split.min(m)) || tiled(m) != tiled((m - 1) % split + 1);
+                        let same = |(a, b): (&f32, &f32)| a == b || near && (a - b).abs() < 2e-5 * (k as f32).sqrt();
+                        let all = whole.iter().zip(&parts).all(same);
+                        assert!(all, "{m} {n} {k} {dtype:?} {mode:?} {} {split}", cpu.level());
                     }
                 }
             }

@@ -4,7 +4,13 @@ use crate::grouped::{self, Float, GroupedMat, Integer, ROWS, STARTS, Start};
 use crate::mat::at_least;
 use crate::{Cpu, DType, Mat, Mode, Result};
 
+#[cfg(target_arch = "x86_64")]
+use super::halves::Slice;
 use super::{Acts, kernel};
+#[cfg(target_arch = "x86_64")]
+use crate::amx::{TileGemm, scratch_bytes};
+#[cfg(target_arch = "x86_64")]
+use crate::ops::convert::row_bytes;
 
 /// Some whole tiles of a matrix of grouped codes.
 #[derive(Clone, Copy)]
@@ -73,6 +79,17 @@ impl Needs {
         }
         self
     }
+
+    /// What they become when the weights are multiplied with so many rows each, at the fewest and at the most: matrix
+    /// tiles take `bf16` in place of bytes.
+    pub(super) fn for_rows(mut self, cpu: &Cpu, fewest: usize, most: usize) -> Needs {
+        let grouped = self.bytes[0].is_some();
+        self.bf16 |= grouped && cpu.tiled(most);
+        if cpu.tiled(fewest) {
+            self.bytes = Default::default();
+        }
+        self
+    }
 }
 
 impl<'a> W<'a> {
@@ -121,17 +138,17 @@ impl<'a> W<'a> {
         }
     }
 
-    /// Rows and columns of the outputs that one task computes for `m` rows of activations, if `wanted` tasks are wanted.
-    pub(super) fn split(&self, m: usize, wanted: usize) -> (usize, usize) {
+    /// Rows and columns of the outputs that one task computes for these activations, if `wanted` tasks are wanted.
+    pub(super) fn split(&self, cpu: &Cpu, x: &Acts<'_>, wanted: usize) -> (usize, usize) {
         const STEP: usize = 12;
         const PAIR: usize = 2 * ROWS;
-        let (n, row) = (self.rows(), self.row_bytes().max(1));
+        let (m, n, row) = (x.m, self.rows(), self.row_bytes().max(1));
         if m <= 8 {
             let least = (16 << 10) / row;
             let step = if matches!(self, W::Dense(_)) { 6 } else { PAIR };
             return (m, n.div_ceil(wanted).max(least).next_multiple_of(step));
         }
-        if matches!(self, W::Grouped(_)) {
+        if matches!(self, W::Grouped(_)) || self.tiled(cpu, x) {
             let cols = n.div_ceil(wanted).next_multiple_of(PAIR).clamp(PAIR, 8 * PAIR);
             let pieces = wanted / n.div_ceil(cols).max(1);
             let rows = if pieces > 1 { m.div_ceil(pieces).next_multiple_of(96) } else { m };
@@ -144,8 +161,29 @@ impl<'a> W<'a> {
         (rows, cols)
     }
 
-    /// Scratch bytes that [`W::product`] needs, a multiple of 64.
-    pub(super) fn scratch(&self) -> usize {
+    /// Whether these activations are multiplied by matrix tiles.
+    #[cfg(target_arch = "x86_64")]
+    fn tiled(&self, cpu: &Cpu, x: &Acts<'_>) -> bool {
+        let halves = match self {
+            W::Dense(mat) => mat.dtype() == DType::Bf16,
+            W::Grouped(tiles) => tiles.mat.layout().mapping().is_integer(),
+        };
+        // Rows are followed by others, or by room for a tile of them, only where none are left out between.
+        halves && !x.x16.is_null() && x.x16_ld == row_bytes(x.k) && cpu.tiled(x.m)
+    }
+
+    #[cfg(not(target_arch = "x86_64"))]
+    fn tiled(&self, _: &Cpu, _: &Acts<'_>) -> bool {
+        false
+    }
+
+    /// Scratch bytes that [`W::product`] needs for `m` rows of these activations and `n` outputs, a multiple of 64.
+    pub(super) fn scratch(&self, cpu: &Cpu, x: &Acts<'_>, [m, n]: [usize; 2]) -> usize {
+        #[cfg(target_arch = "x86_64")]
+        if self.tiled(cpu, x) {
+            return scratch_bytes(m, n);
+        }
+        let _ = (cpu, x, m, n);
         match self {
             W::Dense(mat) => kernel::scratch_bytes(mat.cols()).next_multiple_of(64),
             W::Grouped(_) => grouped::SCRATCH,
@@ -170,6 +208,22 @@ impl<'a> W<'a> {
     ) {
         // SAFETY: the caller's promise.
         unsafe {
+            #[cfg(target_arch = "x86_64")]
+            if self.tiled(cpu, x) {
+                let (k, x_ld) = (x.k, x.x16_ld);
+                let x = x.x16.add(m0 * x_ld);
+                match self {
+                    W::Dense(w) => {
+                        let w = &Slice { mat: *w, from: n0 };
+                        TileGemm { x, x_ld, m, k, w, first: 0, outputs: n, out, ld, scratch: mem }.run();
+                    }
+                    W::Grouped(w) => {
+                        let first = w.first + n0 / ROWS;
+                        TileGemm { x, x_ld, m, k, w: w.mat, first, outputs: n, out, ld, scratch: mem }.run();
+                    }
+                }
+                return;
+            }
             match self {
                 W::Dense(w) => {
                     let block = kernel::Block {

@@ -12,7 +12,7 @@ mod scalar;
 #[cfg(target_arch = "x86_64")]
 mod x86;
 #[cfg(target_arch = "x86_64")]
-mod x86_512;
+pub(crate) mod x86_512;
 
 use int8::Int8;
 use std::fmt;
@@ -33,6 +33,8 @@ pub enum Level {
     Avx512,
     /// [`Level::Avx512`] with the `bf16` and byte dot products.
     Avx512Bf16,
+    /// [`Level::Avx512Bf16`] with Intel's matrix tiles ([`amx`](crate::amx)).
+    Amx,
     /// aarch64 NEON with the byte dot product.
     Neon,
     /// [`Level::Neon`] with the `bf16` dot product.
@@ -41,8 +43,8 @@ pub enum Level {
 
 impl Level {
     /// Every level, lowest first.
-    pub const ALL: [Level; 6] =
-        [Level::Scalar, Level::Avx2, Level::Avx512, Level::Avx512Bf16, Level::Neon, Level::NeonBf16];
+    pub const ALL: [Level; 7] =
+        [Level::Scalar, Level::Avx2, Level::Avx512, Level::Avx512Bf16, Level::Amx, Level::Neon, Level::NeonBf16];
 
     /// The name that `MARLIN_SIMD` takes.
     pub fn name(self) -> &'static str {
@@ -51,6 +53,7 @@ impl Level {
             Level::Avx2 => "avx2",
             Level::Avx512 => "avx512",
             Level::Avx512Bf16 => "avx512bf16",
+            Level::Amx => "amx",
             Level::Neon => "neon",
             Level::NeonBf16 => "neonbf16",
         }
@@ -83,6 +86,8 @@ impl Level {
                     && is_x86_feature_detected!("avx512bf16")
                     && is_x86_feature_detected!("avx512vnni")
             }
+            #[cfg(target_arch = "x86_64")]
+            Level::Amx => Level::Avx512Bf16.available() && crate::amx::available(),
             #[cfg(target_arch = "aarch64")]
             Level::Neon => {
                 std::arch::is_aarch64_feature_detected!("neon") && std::arch::is_aarch64_feature_detected!("dotprod")
@@ -101,12 +106,12 @@ impl Level {
 
     /// Whether dot products of bytes take unsigned codes above 127 without a detour.
     pub(crate) fn has_unsigned_bytes(self) -> bool {
-        matches!(self, Level::Avx512Bf16 | Level::Scalar)
+        matches!(self, Level::Avx512Bf16 | Level::Amx | Level::Scalar)
     }
 
     /// Whether the level multiplies `bf16` pairs in hardware.
     pub fn has_bf16(self) -> bool {
-        matches!(self, Level::Avx512Bf16 | Level::NeonBf16)
+        matches!(self, Level::Avx512Bf16 | Level::Amx | Level::NeonBf16)
     }
 }
 
@@ -259,7 +264,7 @@ pub unsafe fn run<K: Kernel>(level: Level, kernel: K) -> K::Out {
     unsafe {
         match level {
             #[cfg(target_arch = "x86_64")]
-            Level::Avx512Bf16 => x86_512::run_bf16(kernel),
+            Level::Avx512Bf16 | Level::Amx => x86_512::run_bf16(kernel),
             #[cfg(target_arch = "x86_64")]
             Level::Avx512 => x86_512::run_plain(kernel),
             #[cfg(target_arch = "x86_64")]

@@ -4,8 +4,10 @@ use super::lanes::{Isa, Lanes, LanesKernel};
 use super::{code, lanes};
 use crate::buffer::{Buffer, Shared, scratch};
 use crate::mat::at_least;
+use crate::ops::convert::ToBf16;
 use crate::ops::hadamard::{Rotation, rotate_row};
-use crate::{Cpu, Mode, Result};
+use crate::simd;
+use crate::{Cpu, Level, Mode, Result};
 use std::marker::PhantomData;
 
 /// Inputs that share a scale in 16 bits: so few that 32-bit sums cannot overflow.
@@ -27,6 +29,9 @@ pub enum Precision {
     /// To 8 bits, a scale for each 512, and weights to 8 bits as well: about 1 % of noise, for many rows. Where the
     /// machine has no fast products of bytes this is [`Precision::Int16`].
     Int8,
+    /// To `bf16`, and weights as well, for many rows. Where the machine has no matrix tiles this is
+    /// [`Precision::Int8`].
+    Bf16,
 }
 
 impl Precision {
@@ -35,18 +40,24 @@ impl Precision {
         match mode {
             Mode::Exact => Precision::Exact,
             Mode::Fast if rows <= cpu.thresholds.trellis_fine_rows => Precision::Int16,
-            Mode::Fast => Precision::Int8.on(Isa::of(cpu.level)),
+            Mode::Fast if cpu.tiled(rows) => Precision::Bf16,
+            Mode::Fast => Precision::Int8.on(cpu),
         }
     }
 
-    fn on(self, isa: Isa) -> Precision {
-        if self == Precision::Int8 && !isa.has_bytes() { Precision::Int16 } else { self }
+    fn on(self, cpu: &Cpu) -> Precision {
+        match self {
+            Precision::Bf16 if cpu.level != Level::Amx => Precision::Int8.on(cpu),
+            Precision::Int8 if !Isa::of(cpu.level).has_bytes() => Precision::Int16,
+            _ => self,
+        }
     }
 
     /// Bytes of a value, and values that share a scale (none in `f32`).
     fn shape(self) -> (usize, Option<usize>) {
         match self {
             Precision::Exact => (4, None),
+            Precision::Bf16 => (2, None),
             Precision::Int16 => (2, Some(BLOCK16)),
             Precision::Int8 => (1, Some(BLOCK8)),
         }
@@ -105,10 +116,11 @@ impl TrellisActsBuf {
             rotation.check(k)?;
         }
         let isa = Isa::of(cpu.level);
-        let precision = precision.on(isa);
+        let precision = precision.on(cpu);
         let mut acts = TrellisActs { data: std::ptr::null(), ld: 0, precision, m, k, life: PhantomData };
         acts.ld = acts.row_bytes();
-        let to = Shared(self.0.reserve(m * acts.ld));
+        // Matrix tiles read whole ones, beyond the last row.
+        let to = Shared(self.0.reserve((m + 16) * acts.ld));
         acts.data = to.0;
         cpu.pool.ranges(m, (8 << 10) / k.max(1), &|range| {
             scratch(k * 4, |side| {
@@ -125,7 +137,10 @@ impl TrellisActsBuf {
                                 row.add(width).write_bytes(0, k - width);
                             }
                         }
-                        if !exact {
+                        if precision == Precision::Bf16 {
+                            let ld = acts.ld;
+                            simd::run(cpu.level, ToBf16 { x: row, x_ld: k, out: to, out_ld: ld, m: 1, k });
+                        } else if !exact {
                             lanes::run(isa, Round { row, to, acts });
                         }
                     }

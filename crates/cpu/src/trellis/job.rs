@@ -5,6 +5,8 @@ use super::gemm::{BYTE_ROWS, Gemm, scratch_bytes};
 use super::gemv::Gemv;
 use super::lanes::Isa;
 use super::layout::TrellisMat;
+#[cfg(target_arch = "x86_64")]
+use crate::amx::TileGemm;
 use crate::buffer::scratch;
 use crate::linear::Out;
 use crate::mat::{at_least, same};
@@ -96,6 +98,8 @@ impl<'a> TrellisJob<'a> {
         }
         let x = TrellisActs { data: self.x.data.wrapping_add(rows.start * self.x.ld), m, ..self.x };
         let side = scratch_bytes(m).next_multiple_of(64);
+        #[cfg(target_arch = "x86_64")]
+        let side = side.max(crate::amx::scratch_bytes(m, span));
         scratch(side + m * span * 4, |mem| {
             for s in spans.start..spans.end.min(self.spans()) {
                 // SAFETY: the scratch holds both parts; the span is inside the matrix; the caller's promises.
@@ -123,6 +127,23 @@ impl<'a> TrellisJob<'a> {
                 }
                 Precision::Int16 => gemm.words(isa),
                 Precision::Int8 => gemm.bytes(isa),
+                #[cfg(target_arch = "x86_64")]
+                Precision::Bf16 => TileGemm {
+                    x: x.data,
+                    x_ld: x.ld,
+                    m: x.m,
+                    k: x.k,
+                    w: self.w,
+                    first: 2 * first,
+                    outputs: 32 * pairs,
+                    out,
+                    ld,
+                    scratch: side,
+                }
+                .run(),
+                // Never prepared where there are no matrix tiles.
+                #[cfg(not(target_arch = "x86_64"))]
+                Precision::Bf16 => {}
             }
         }
     }

@@ -17,6 +17,8 @@ mod code;
 mod decode;
 mod gemm;
 mod gemv;
+#[cfg(target_arch = "x86_64")]
+mod halves;
 mod job;
 mod lanes;
 mod layout;

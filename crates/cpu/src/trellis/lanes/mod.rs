@@ -28,12 +28,12 @@ impl Isa {
     pub fn of(level: Level) -> Isa {
         match level {
             #[cfg(target_arch = "x86_64")]
-            Level::Avx512 | Level::Avx512Bf16
+            Level::Avx512 | Level::Avx512Bf16 | Level::Amx
                 if is_x86_feature_detected!("avx512vbmi2") && is_x86_feature_detected!("avx512vnni") =>
             {
                 Isa::Avx512
             }
-            Level::Avx2 | Level::Avx512 | Level::Avx512Bf16 => Isa::Avx2,
+            Level::Avx2 | Level::Avx512 | Level::Avx512Bf16 | Level::Amx => Isa::Avx2,
             Level::Scalar | Level::Neon | Level::NeonBf16 => Isa::Portable,
         }
     }
