@@ -50,6 +50,13 @@ pub enum LatentForm {
 pub trait Observer<B: Backend>: Send + Sync {
     /// `linear` has been applied to `input` `[n, cols]` and gave `output` `[n, rows]`.
     fn linear(&self, backend: &B, linear: &B::Linear, input: &B::Tensor, output: &B::Tensor) -> Result<()>;
+
+    /// The router `gate` has sent each row to these experts, with these weights, in the order chosen. Called before the
+    /// experts are applied, each to its rows in ascending order.
+    fn routing(&self, backend: &B, gate: &B::Linear, choices: &[Vec<(u32, f32)>]) -> Result<()> {
+        let _ = (backend, gate, choices);
+        Ok(())
+    }
 }
 
 /// What the layers of one forward pass share.

@@ -22,7 +22,7 @@ mod write;
 
 pub use bytes::Bytes;
 pub use config::{Config, GenerationConfig, RopeConfig, RopeScaling};
-pub use container::{Malformed, Store};
+pub use container::{INDEX_NAME, Malformed, SINGLE_NAME, Store};
 pub use dtype::DType;
 pub use error::{Error, Result};
 pub use folder::{EmbeddedFiles, Folder, MadeFiles};
@@ -34,4 +34,4 @@ pub use progress::Progress;
 pub use source::{Tensor, TensorInfo, TensorSource};
 pub use synthetic::Synthetic;
 pub use weight::{Dense, Grouped, InputTransform, Linear, OutputTransform, Packed, Trellis, Weight};
-pub use write::write_sharded;
+pub use write::{check_space, header, write_error, write_sharded};

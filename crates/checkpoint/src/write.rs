@@ -107,24 +107,11 @@ fn write_file(
     item: &str,
     progress: &dyn Progress,
 ) -> Result<()> {
-    let mut header = serde_json::Map::new();
-    header.insert("__metadata__".to_owned(), json!({ "format": "pt" }));
-    let mut position = 0;
-    for info in tensors {
-        let end = position + info.bytes();
-        header.insert(
-            info.name.clone(),
-            json!({ "dtype": info.dtype.name(), "shape": info.shape, "data_offsets": [position, end] }),
-        );
-        position = end;
-    }
-    let mut header = serde_json::to_vec(&header).map_err(|e| Error::invalid(path.display(), e))?;
-    header.resize(header.len().next_multiple_of(8), b' ');
-
+    let header = header(tensors, &BTreeMap::from([("format".to_owned(), "pt".to_owned())]));
+    let position: usize = tensors.iter().map(TensorInfo::bytes).sum();
     let mut left = position as u64;
     let mut file = File::create(path).map_err(|e| Error::io(path, e))?;
     let mut put = |bytes: &[u8], left: u64| file.write_all(bytes).map_err(|e| write_error(path, left, e));
-    put(&(header.len() as u64).to_le_bytes(), left)?;
     put(&header, left)?;
     for info in tensors {
         let tensor = source.tensor(&info.name)?.expect_shape(&info.shape)?;
@@ -146,8 +133,29 @@ fn write_file(
     file.sync_all().map_err(|e| write_error(path, left, e))
 }
 
-/// The error of a failed write: a full disk is told apart.
-pub(crate) fn write_error(path: &Path, left: u64, error: std::io::Error) -> Error {
+/// A safetensors file up to its data: the header's length, and the header for tensors that follow in this order without
+/// gaps. `metadata` is free text. The data begins at a multiple of 8 bytes.
+pub fn header(tensors: &[TensorInfo], metadata: &BTreeMap<String, String>) -> Vec<u8> {
+    let mut entries = serde_json::Map::new();
+    entries.insert("__metadata__".to_owned(), json!(metadata));
+    let mut position = 0;
+    for info in tensors {
+        let end = position + info.bytes();
+        entries.insert(
+            info.name.clone(),
+            json!({ "dtype": info.dtype.name(), "shape": info.shape, "data_offsets": [position, end] }),
+        );
+        position = end;
+    }
+    let mut text = serde_json::Value::Object(entries).to_string().into_bytes();
+    text.resize(text.len().next_multiple_of(8), b' ');
+    let mut header = (text.len() as u64).to_le_bytes().to_vec();
+    header.append(&mut text);
+    header
+}
+
+/// The error of a write to `path` that failed with `left` bytes still to be written: a full disk is told apart.
+pub fn write_error(path: &Path, left: u64, error: std::io::Error) -> Error {
     match error.kind() {
         ErrorKind::StorageFull | ErrorKind::QuotaExceeded => Error::DiskFull {
             path: path.to_owned(),
@@ -158,8 +166,8 @@ pub(crate) fn write_error(path: &Path, left: u64, error: std::io::Error) -> Erro
     }
 }
 
-/// Refuses to begin what the disk has no room for.
-pub(crate) fn check_space(folder: &Path, needed: u64) -> Result<()> {
+/// Refuses to begin what the disk of `folder` has no room for: `needed` bytes.
+pub fn check_space(folder: &Path, needed: u64) -> Result<()> {
     match free_space(folder) {
         Some(available) if available < needed => Err(Error::DiskFull { path: folder.to_owned(), needed, available }),
         _ => Ok(()),

@@ -2,8 +2,8 @@
 //! environment variable `MARLIN_*` where its help says so.
 
 use crate::commands::{
-    bench, chat, compare, completions, dequantise, doctor, eval, inspect, kernels, list, logits, pull, rm, run,
-    synthesise,
+    bench, calibrate, chat, compare, completions, dequantise, doctor, eval, inspect, kernels, list, logits, pull,
+    quantize, rm, run, synthesise, verify,
 };
 use crate::values::{self, Device, KvType};
 use clap::builder::FalseyValueParser;
@@ -28,6 +28,9 @@ pub enum Command {
     Dequantise(dequantise::Args),
     Compare(compare::Args),
     Eval(eval::Args),
+    Calibrate(calibrate::Args),
+    Quantize(Box<quantize::Args>),
+    Verify(verify::Args),
     Logits(logits::Args),
     Bench(bench::Args),
     Kernels(kernels::Args),

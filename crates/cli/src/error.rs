@@ -89,6 +89,16 @@ impl From<marlin_eval::Error> for Failure {
     }
 }
 
+impl From<marlin_quantize::Error> for Failure {
+    fn from(error: marlin_quantize::Error) -> Self {
+        match error {
+            marlin_quantize::Error::Stopped => Self::Interrupted,
+            marlin_quantize::Error::Checkpoint(error) => error.into(),
+            other => Self::Error(Box::new(other)),
+        }
+    }
+}
+
 macro_rules! plain {
     ($($error:ty),*) => { $(impl From<$error> for Failure {
         fn from(error: $error) -> Self {

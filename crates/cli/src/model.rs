@@ -67,7 +67,7 @@ pub fn tokenizer(folder: &Folder) -> Result<Option<Tokenizer>> {
 }
 
 /// The chat template in `folder`, if there is one.
-fn template(folder: &Folder) -> Result<Option<ChatTemplate>> {
+pub fn template(folder: &Folder) -> Result<Option<ChatTemplate>> {
     let config_name = folder.describe("tokenizer_config.json");
     let config = tokenizer_config(folder)?;
     let (jinja_name, jinja) = (folder.describe("chat_template.jinja"), folder.text("chat_template.jinja")?);

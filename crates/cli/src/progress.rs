@@ -38,6 +38,16 @@ impl Bar {
         Self { template, message: message.into(), started: Instant::now(), bar: None }
     }
 
+    /// The same, now with other words before it.
+    pub fn say(&mut self, message: &str) {
+        if self.message != message {
+            message.clone_into(&mut self.message);
+            if let Some(bar) = &self.bar {
+                bar.set_message(self.message.clone());
+            }
+        }
+    }
+
     /// `done` of `total` are done.
     pub fn set(&mut self, done: u64, total: u64) {
         if self.bar.is_none() && self.started.elapsed() >= PATIENCE && done < total {

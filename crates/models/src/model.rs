@@ -56,7 +56,8 @@ impl<B: Backend> From<Moe<B>> for FeedForward<B> {
 }
 
 impl<B: Backend> Layer<B> {
-    fn forward(&self, b: &B, h: B::Tensor, pass: &Pass<B>) -> Result<B::Tensor> {
+    /// Hidden states `[tokens, hidden]` after the layer. `pass.layer` says where in the KV memory its keys go.
+    pub fn forward(&self, b: &B, h: B::Tensor, pass: &Pass<B>) -> Result<B::Tensor> {
         let h = match &self.self_attn {
             SelfAttention::Grouped(w) => {
                 let q = b.attention_input(w, &h, pass)?;
@@ -210,6 +211,20 @@ impl<B: Backend> Model<B> {
             h = self.layer(b, h, &pass(i))?;
         }
         self.head(b, &h, &pass(self.info.layers))
+    }
+
+    /// Hidden states `[outputs, hidden]` as the output projection sees them: the wanted rows of those after the last layer,
+    /// normalised.
+    pub fn head_input(&self, b: &B, h: &B::Tensor, pass: &Pass<B>) -> Result<B::Tensor> {
+        Ok(self.head.norm.apply(b, &b.outputs(h, pass.batch)?)?)
+    }
+
+    /// Layer `i` with weights from `modules`, which may be other than those the model was loaded from, for a caller that
+    /// takes one layer at a time through many batches.
+    pub fn read_layer(&self, b: &B, modules: &dyn Modules, i: usize) -> Result<Layer<B>> {
+        let inventory = self.architecture.inventory();
+        let loader = Loader { backend: b, modules, inventory: &inventory, taken: &|_| {} };
+        self.architecture.layer(&loader, i)
     }
 
     fn with_layer<T>(&self, b: &B, i: usize, f: impl FnOnce(&Layer<B>) -> Result<T>) -> Result<T> {

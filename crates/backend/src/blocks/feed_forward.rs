@@ -126,6 +126,9 @@ fn observed_experts<B: Backend>(
 ) -> Result<B::Tensor> {
     b.submit()?;
     let choices = b.read_routing(routing)?;
+    if let Some(observer) = pass.observer {
+        observer.routing(b, &w.router.gate, &choices)?;
+    }
     let values = b.read(x)?;
     let hidden = w.router.gate.cols();
     // Outputs of each (row, slot), summed in slot order below.

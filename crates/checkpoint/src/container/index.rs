@@ -9,7 +9,7 @@ use super::{SINGLE_NAME, Store};
 use crate::{Error, Result, TensorSource};
 
 /// Name of a sharded checkpoint's index.
-pub(crate) const INDEX_NAME: &str = "model.safetensors.index.json";
+pub const INDEX_NAME: &str = "model.safetensors.index.json";
 
 /// A read index.
 pub(super) struct Index {

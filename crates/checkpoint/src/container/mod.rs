@@ -18,12 +18,12 @@ use memmap2::Mmap;
 pub use self::safetensors::{HEADER_LIMIT, Header};
 pub use malformed::Malformed;
 
-pub(crate) use index::INDEX_NAME;
+pub use index::INDEX_NAME;
 
 use crate::{Bytes, Error, Result, Tensor, TensorInfo, TensorSource};
 
 /// Name of a checkpoint's only file of tensors.
-pub(crate) const SINGLE_NAME: &str = "model.safetensors";
+pub const SINGLE_NAME: &str = "model.safetensors";
 
 /// The tensors of one or more files.
 pub struct Store {

@@ -1,5 +1,6 @@
 //! `eval`: how good a model is.
 
+use super::kld;
 use crate::args::{ContextArgs, EngineArgs};
 use crate::error::{Failure, Result};
 use crate::model::{self, Prompt};
@@ -22,6 +23,7 @@ pub struct Args {
 #[derive(Debug, Subcommand)]
 enum What {
     Ppl(Ppl),
+    Kld(kld::Kld),
 }
 
 /// Perplexity: how well a model predicts a text (lower is better)
@@ -55,7 +57,7 @@ struct Ppl {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum ProtocolName {
+pub enum ProtocolName {
     /// Windows overlap; every token but the first is scored once, with at least context - stride tokens before it
     Sliding,
     /// As llama.cpp: windows side by side, BOS first where the model has one, the second half of each scored
@@ -82,11 +84,12 @@ const STEP: usize = 2048;
 pub fn run(args: &Args) -> Result<()> {
     match &args.what {
         What::Ppl(args) => ppl(args),
+        What::Kld(args) => kld::run(args),
     }
 }
 
 fn ppl(args: &Ppl) -> Result<()> {
-    let protocol = args.protocol()?;
+    let protocol = args.protocol.with(args.context, args.stride)?;
     let given = args.ids.as_deref().map(ids::read).transpose()?;
     let text = args
         .text
@@ -146,18 +149,19 @@ fn ppl(args: &Ppl) -> Result<()> {
     ))
 }
 
-impl Ppl {
-    fn protocol(&self) -> Result<Protocol> {
-        if self.stride.is_some() && self.protocol != ProtocolName::Sliding {
+impl ProtocolName {
+    /// The protocol with these settings, or the usual ones.
+    pub fn with(self, context: Option<usize>, stride: Option<usize>) -> Result<Protocol> {
+        if stride.is_some() && self != Self::Sliding {
             return Err(Failure::text(
                 "--stride belongs to the sliding protocol; the others have windows side by side",
             ));
         }
-        let context = self.context.unwrap_or(if self.protocol == ProtocolName::Exl3 { 2048 } else { 512 });
-        Ok(match self.protocol {
-            ProtocolName::Sliding => Protocol::Sliding { context, stride: self.stride.unwrap_or((context / 2).max(1)) },
-            ProtocolName::LlamaCpp => Protocol::LlamaCpp { context },
-            ProtocolName::Exl3 => Protocol::Exl3 { context },
+        let context = context.unwrap_or(if self == Self::Exl3 { 2048 } else { 512 });
+        Ok(match self {
+            Self::Sliding => Protocol::Sliding { context, stride: stride.unwrap_or((context / 2).max(1)) },
+            Self::LlamaCpp => Protocol::LlamaCpp { context },
+            Self::Exl3 => Protocol::Exl3 { context },
         })
     }
 }

@@ -1,6 +1,7 @@
 //! One file for each command.
 
 pub mod bench;
+pub mod calibrate;
 pub mod chat;
 pub mod compare;
 pub mod completions;
@@ -9,12 +10,15 @@ pub mod doctor;
 pub mod eval;
 pub mod inspect;
 pub mod kernels;
+pub mod kld;
 pub mod list;
 pub mod logits;
 pub mod pull;
+pub mod quantize;
 pub mod rm;
 pub mod run;
 pub mod synthesise;
+pub mod verify;
 
 use crate::args::{Cli, Command};
 use crate::error::Result;
@@ -28,6 +32,9 @@ pub fn run(cli: Cli) -> Result<()> {
         Command::Dequantise(args) => dequantise::run(&args),
         Command::Compare(args) => compare::run(&args),
         Command::Eval(args) => eval::run(&args),
+        Command::Calibrate(args) => calibrate::run(&args),
+        Command::Quantize(args) => quantize::run(&args),
+        Command::Verify(args) => verify::run(&args),
         Command::Logits(args) => logits::run(&args),
         Command::Bench(args) => bench::run(&args),
         Command::Kernels(args) => kernels::run(&args),

@@ -2,6 +2,7 @@
 
 mod act;
 pub mod convert;
+mod gram;
 pub mod hadamard;
 mod norm;
 mod rope;
@@ -13,6 +14,7 @@ mod tests;
 
 pub use act::{add, add_scaled, add_sigmoid_gated, swiglu};
 pub use convert::{embed, from_f32, to_f32};
+pub use gram::gram;
 pub use norm::{rms_norm, rms_norm_in_place};
 pub use rope::{Angles, RopeStyle, rope};
 pub use route::{Router, Score, route};

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::linear::tests::{Rng, TYPES, levels, store};
-use crate::{DType, Mat};
+use crate::{Cpu, DType, Level, Mat};
 use half::{bf16, f16};
 
 fn near(got: f32, want: f64, tolerance: f64) {
@@ -252,4 +252,55 @@ fn rows_of_a_table() {
             assert!(embed(&cpu, table, &[9], &mut out).is_err());
         }
     }
+}
+
+#[test]
+fn second_moments_of_rows() {
+    let mut rng = Rng(31);
+    for cpu in levels() {
+        for (size, rows) in [(1, 3), (15, 1), (16, 2), (33, 300), (128, 256), (200, 257), (272, 40), (400, 5)] {
+            let mut x = rng.vec(rows * size);
+            let weights: Vec<f32> = rng.vec(rows).iter().map(|w| w * w).collect();
+            let bad = rows > 2;
+            if bad {
+                x[size + size / 2] = f32::NAN;
+                x[2 * size] = f32::INFINITY;
+            }
+            for weights in [None, Some(weights.as_slice())] {
+                let mut sums = vec![0.0; size * size];
+                (0..size).for_each(|i| sums[i * size + i] = 2.0);
+                let left_out = gram(&cpu, &x, size, weights, &mut sums).unwrap();
+                assert_eq!(left_out, if bad { 2 } else { 0 });
+                for i in 0..size {
+                    for j in 0..size {
+                        let good = (0..rows).filter(|t| !(bad && (*t == 1 || *t == 2)));
+                        let want: f64 = good
+                            .map(|t| {
+                                let w = weights.map_or(1.0, |w| f64::from(w[t]));
+                                w * f64::from(x[t * size + i]) * f64::from(x[t * size + j])
+                            })
+                            .sum();
+                        let want = want + if i == j { 2.0 } else { 0.0 };
+                        let got = f64::from(sums[i * size + j]);
+                        assert!((got - want).abs() <= 2e-5 * (rows as f64).sqrt().max(want.abs()), "{got} {want}");
+                        assert_eq!(sums[i * size + j].to_bits(), sums[j * size + i].to_bits());
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn second_moments_do_not_depend_on_threads() {
+    let mut rng = Rng(32);
+    let (size, rows) = (300, 600);
+    let x = rng.vec(rows * size);
+    let sums = |threads| {
+        let mut sums = vec![0.0; size * size];
+        gram(&Cpu::with_level(threads, Level::best()), &x, size, None, &mut sums).unwrap();
+        sums
+    };
+    let one = sums(1);
+    assert!(sums(2) == one && sums(3) == one && sums(7) == one);
 }

@@ -1,7 +1,9 @@
 //! Measures the kernels on this machine: `cargo run --release --example kernels -- [section ...]`, where a section is
-//! `gemv`, `gemm`, `attention`, `pool`, `grouped`, `exl3` or nothing for all (and alone: `exl3-core`, one core without memory;
+//! `gemv`, `gemm`, `attention`, `pool`, `grouped`, `exl3` or nothing for all (and alone: `exl3-core`, one core without memory; `encode`, the search for codes;
 //! `exl3-model`, the layers of a model). Every rate is printed with its share of what was measured
 //! as the machine's own.
+
+mod encode;
 
 use marlin_checkpoint::weight::{Codebook, ScaleTree, ScaleType, Scales, ValueMap, Zero};
 use marlin_checkpoint::{DType as StoredType, Grouped, Tensor, TensorInfo, Trellis};
@@ -461,6 +463,9 @@ fn main() -> Result<()> {
     let cpu = Cpu::new(0);
     if sections == ["exl3-core"] {
         return exl3_core(cpu.level());
+    }
+    if sections == ["encode"] {
+        return encode::search(cpu.level());
     }
     if sections == ["exl3-model"] {
         return exl3_model(&cpu);

@@ -1,0 +1,330 @@
+//! Calibrating, quantising, resuming after a kill, verifying, comparing.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // a failing test may panic
+
+mod common;
+
+use common::{command, fable, marlin, root, shared};
+use marlin_checkpoint::{Store, TensorSource};
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::time::Duration;
+
+/// A text of some hundred tokens.
+fn text(folder: &Path) -> String {
+    let path = folder.join("text.txt");
+    let names = ["Ada", "Ben", "Cleo", "Dan", "Eve", "Finn", "Gus", "Hana"];
+    let things = ["a red kite", "an old map", "the last apple", "a tiny boat", "seven stones"];
+    let text: String = (0..60)
+        .map(|i| {
+            let (a, b) = (names[i % 8], names[(3 * i + 1) % 8]);
+            format!("One day {a} found {} by the river. {b} said, \"May I see it?\" and {a} smiled.\n", things[i % 5])
+        })
+        .collect();
+    std::fs::write(&path, text).unwrap();
+    path.to_string_lossy().into_owned()
+}
+
+fn files(folder: &Path) -> BTreeMap<String, Vec<u8>> {
+    let entries = std::fs::read_dir(folder).unwrap().map(|e| e.unwrap());
+    entries.map(|e| (e.file_name().into_string().unwrap(), std::fs::read(e.path()).unwrap())).collect()
+}
+
+fn path(folder: &Path, name: &str) -> String {
+    folder.join(name).to_string_lossy().into_owned()
+}
+
+/// Arguments of a run that writes `output`.
+fn quantise<'a>(text: &'a str, output: &'a str, more: &[&'a str]) -> Vec<&'a str> {
+    let small = ["--samples", "3", "--length", "64", "--shard-size", "2", "--threads", "2"];
+    let mut args = vec!["quantize", "fable", "--text", text, "-o", output];
+    args.extend(small.iter().chain(more));
+    args
+}
+
+fn same(a: &Path, b: &Path) {
+    let (a, b) = (files(a), files(b));
+    assert_eq!(a.keys().collect::<Vec<_>>(), b.keys().collect::<Vec<_>>());
+    let differ: Vec<_> = a.iter().filter(|(name, bytes)| **bytes != b[*name]).map(|(name, _)| name).collect();
+    assert!(differ.is_empty(), "{differ:?}");
+}
+
+#[test]
+fn plain_weights_come_through_unchanged() {
+    let folder = tempfile::tempdir().unwrap();
+    let (text, out) = (text(folder.path()), path(folder.path(), "out"));
+    marlin(&quantise(&text, &out, &["--format", "bf16"])).ok();
+    let (original, written) = (Store::open(Path::new(&fable())).unwrap(), Store::open(Path::new(&out)).unwrap());
+    assert_eq!(original.tensors().len(), written.tensors().len());
+    for info in original.tensors() {
+        let (a, b) = (original.tensor(&info.name).unwrap(), written.tensor(&info.name).unwrap());
+        assert_eq!((&a.info, *a.data == *b.data), (&b.info, true), "{}", info.name);
+    }
+    assert!(written.files().len() > 3);
+    let kld = marlin(&["eval", "kld", "fable", &out, "--text", &text, "--json"]).json();
+    assert_eq!((kld["mean"].as_f64(), kld["top1_agreement"].as_f64()), (Some(0.0), Some(1.0)));
+    assert_eq!(kld["flips"]["tokens"].as_f64(), Some(0.0));
+    marlin(&["verify", &out]).ok();
+}
+
+/// Ends the program by SIGKILL once the journal has `lines` lines.
+fn kill_at(args: &[&str], unfinished: &Path, lines: usize) {
+    let mut child = command(args).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    let journal = unfinished.join("journal.jsonl");
+    loop {
+        let written = std::fs::read(&journal).map_or(0, |text| text.iter().filter(|b| **b == b'\n').count());
+        if written >= lines || child.try_wait().unwrap().is_some() {
+            break;
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    child.kill().unwrap();
+    child.wait().unwrap();
+}
+
+fn killed_runs_continue(more: &[&str]) {
+    let folder = tempfile::tempdir().unwrap();
+    let text = text(folder.path());
+    let (whole, out) = (path(folder.path(), "whole"), path(folder.path(), "out"));
+    marlin(&quantise(&text, &whole, more)).ok();
+    let args = quantise(&text, &out, more);
+    let unfinished = folder.path().join("out.unfinished");
+    let mut resumed = args.clone();
+    resumed.push("--resume");
+    for (i, lines) in [1, 40, 170, 285].into_iter().enumerate() {
+        kill_at(if i == 0 { &args } else { &resumed }, &unfinished, lines);
+        assert!(!Path::new(&out).exists(), "whole after {lines} lines");
+    }
+    // A torn line and bytes that no line tells of.
+    let append = |name: &str, bytes: &[u8]| {
+        use std::io::Write;
+        let mut file = std::fs::OpenOptions::new().append(true).open(unfinished.join(name)).unwrap();
+        file.write_all(bytes).unwrap();
+    };
+    append("journal.jsonl", b"{\"Module\":{\"module\":\"model.lay");
+    let data =
+        files(&unfinished.canonicalize().unwrap().join(".")).into_keys().find(|n| n.starts_with("data-")).unwrap();
+    append(&data, b"torn");
+    let refused = marlin(&args).error(1);
+    assert!(refused.contains("--resume continues it"), "{refused}");
+    marlin(&resumed).ok();
+    same(Path::new(&whole), Path::new(&out));
+    assert!(!unfinished.exists());
+}
+
+#[test]
+fn a_killed_run_is_continued_to_the_same_bytes() {
+    killed_runs_continue(&["--format", "int4"]);
+}
+
+#[test]
+fn a_killed_sequential_run_is_continued_to_the_same_bytes() {
+    killed_runs_continue(&["--format", "int4", "--sequential", "--expert-inputs", "shared"]);
+}
+
+#[test]
+fn statistics_on_disk_do_what_a_text_does() {
+    let folder = tempfile::tempdir().unwrap();
+    let text = text(folder.path());
+    let at = |name: &str| path(folder.path(), name);
+    let (stats, a, b) = (at("stats"), at("a"), at("b"));
+    let calibrate =
+        ["calibrate", "fable", "--text", &text, "--samples", "3", "--length", "64", "-o", &stats, "--threads", "1"];
+    marlin(&calibrate).ok();
+    let refused = marlin(&calibrate).error(1);
+    assert!(refused.contains("--resume continues"), "{refused}");
+    marlin(&quantise(&text, &a, &["--format", "int4"])).ok();
+    let from_stats = ["quantize", "fable", "--format", "int4", "--stats", &stats, "--shard-size", "2", "-o", &b];
+    marlin(&from_stats).ok();
+    same(Path::new(&a), Path::new(&b));
+
+    // A layer that is missing, and one that has not seen everything.
+    let (layer, head) = (Path::new(&stats).join("layer-00002.safetensors"), Path::new(&stats).join("head.safetensors"));
+    let kept = std::fs::read(&layer).unwrap();
+    std::fs::remove_file(&layer).unwrap();
+    let out = at("c");
+    let again = ["quantize", "fable", "--format", "int4", "--stats", &stats, "-o", &out];
+    let missing = marlin(&again).error(1);
+    assert!(missing.contains("layer-00002.safetensors: is missing: the calibration was interrupted"), "{missing}");
+    std::fs::copy(&head, &layer).unwrap();
+    let unseen = marlin(&again).error(1);
+    assert!(unseen.contains("model.layers.2.") && unseen.contains("calibration has not seen its inputs"), "{unseen}");
+    assert!(!Path::new(&out).exists());
+    // Continued, it is as before.
+    std::fs::remove_file(&layer).unwrap();
+    std::fs::remove_file(&head).unwrap();
+    marlin(&[&calibrate[..], &["--resume"]].concat()).ok();
+    assert!(std::fs::read(&layer).unwrap() == kept);
+    if let Some(other) = shared("models/fable-qwen3") {
+        let refused = marlin(&["quantize", &other, "--format", "int4", "--stats", &stats, "-o", &at("d")]).error(1);
+        assert!(refused.contains("these are statistics of fable-glm4-moe-lite"), "{refused}");
+    }
+}
+
+#[test]
+fn bad_input_is_refused_and_leaves_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let text = text(folder.path());
+    let out = path(folder.path(), "out");
+    let short = ["quantize", "fable", "--format", "int4", "--text", &text, "--length", "4096", "-o", &out];
+    let error = marlin(&short).error(1);
+    assert!(error.starts_with("the calibration text has ") && error.contains("a window 4096"), "{error}");
+    let error = marlin(&["quantize", "fable", "--format", "int4", "--rounding", "gptq", "-o", &out]).error(1);
+    assert!(error.contains("--rounding gptq needs a text"), "{error}");
+    let error = marlin(&["quantize", "fable", "--format", "int4", "--group", "100", "-o", &out]).error(1);
+    assert!(error.contains("groups of 100 do not divide"), "{error}");
+    let error = marlin(&["quantize", "fable", "--format", "gptq", "-o", &out]).error(1);
+    assert!(error.contains("some module (--bits)"), "{error}");
+    let bad = folder.path().join("bad.jsonl");
+    std::fs::write(&bad, "{\"text\": \"fine\"}\n{\"txt\": 1}\n").unwrap();
+    let error =
+        marlin(&["quantize", "fable", "--format", "int4", "--text", &bad.to_string_lossy(), "-o", &out]).error(1);
+    assert!(error.contains("bad.jsonl line 2: expected {\"text\""), "{error}");
+    std::fs::create_dir(&out).unwrap();
+    std::fs::write(Path::new(&out).join("mine.txt"), "keep").unwrap();
+    let error = marlin(&["quantize", "fable", "--format", "int4", "-o", &out]).error(1);
+    assert!(error.contains("is there already and will not be overwritten"), "{error}");
+    assert_eq!(files(Path::new(&out)).len(), 1);
+    assert!(!folder.path().join("out.unfinished").exists());
+}
+
+#[test]
+fn plans_are_made_edited_and_applied() {
+    let folder = tempfile::tempdir().unwrap();
+    let text = text(folder.path());
+    let at = |name: &str| path(folder.path(), name);
+    let (stats, plan, chart) = (at("stats"), at("plan.txt"), at("chart.svg"));
+    marlin(&["calibrate", "fable", "--text", &text, "--samples", "3", "--length", "64", "-o", &stats]).ok();
+    let make = |bits: &str, output: &str, more: &[&str]| {
+        let mut args = vec!["quantize", "plan", "fable", "--format", "int4", "--rounding", "nearest", "--bits", bits];
+        args.extend(["--stats", &stats, "-o", output, "--probe-rows", "32", "--group", "64"]);
+        args.extend(more);
+        marlin(&args)
+    };
+    let said = make("3.5", &plan, &["--min-bits", "3", "--max-bits", "5", "--pareto", &chart]).ok();
+    assert!(said.contains("uniform bits at the same size") && said.contains("experts with tuples of bits"), "{said}");
+    assert!(std::fs::read_to_string(&chart).unwrap().starts_with("<svg"));
+    let refused = make("1.5", &at("no.txt"), &["--min-bits", "3", "--max-bits", "5"]).error(1);
+    assert!(refused.contains("is tried at [3, 4, 5] bits only"), "{refused}");
+    let refused = make("3.5", &plan, &[]).error(1);
+    assert!(refused.contains("is there already"), "{refused}");
+
+    // Two lines by hand: one module with more bits, one left as it is.
+    let written = std::fs::read_to_string(&plan).unwrap();
+    let edited: String = written
+        .lines()
+        .map(|line| match line.split(' ').next() {
+            Some("model.layers.0.self_attn.q_a_proj") => "model.layers.0.self_attn.q_a_proj 8 # more\n".to_owned(),
+            Some("model.layers.0.self_attn.o_proj") => "model.layers.0.self_attn.o_proj 16\n".to_owned(),
+            _ => format!("{line}\n"),
+        })
+        .collect();
+    assert_eq!(edited.matches("# more").count(), 1);
+    std::fs::write(&plan, &edited).unwrap();
+    let out = at("out");
+    let report = marlin(&["quantize", "apply", &plan, "fable", "-o", &out, "--json"]).json();
+    let modules = report["modules"].as_array().unwrap();
+    let bits = |module: &str| {
+        let found = modules.iter().find(|m| m["module"] == format!("model.layers.0.{module}"));
+        found.map(|m| m["bits"].as_f64().unwrap().floor())
+    };
+    assert_eq!((bits("self_attn.q_a_proj"), bits("self_attn.o_proj")), (Some(8.0), None));
+    // 3.5 bits of codes, and 16 for each 64.
+    let average = report["bits"].as_f64().unwrap();
+    assert!((3.6..3.9).contains(&average), "{average}");
+    marlin(&["verify", &out]).ok();
+
+    std::fs::write(&plan, edited.replace("layers.0.self_attn.q_a_proj", "layers.9.self_attn.q_a_proj")).unwrap();
+    let refused = marlin(&["quantize", "apply", &plan, "fable", "-o", &at("x")]).error(1);
+    assert!(refused.contains("model.layers.9.self_attn.q_a_proj is to have 8 bits"), "{refused}");
+}
+
+/// The built-in model's folder, with the bytes of `tensor` from `at` on replaced.
+fn damaged(folder: &Path, tensor: &str, at: usize, bytes: &[u8]) -> PathBuf {
+    let to = folder.join("damaged");
+    std::fs::create_dir(&to).unwrap();
+    for (name, contents) in files(&root().join("models/fable-glm4-moe-lite")) {
+        std::fs::write(to.join(name), contents).unwrap();
+    }
+    let file = to.join("model.safetensors");
+    let mut contents = std::fs::read(&file).unwrap();
+    let range = marlin_checkpoint::container::Header::parse(&contents).unwrap();
+    let (_, range) = range.tensors.into_iter().find(|(info, _)| info.name == tensor).unwrap();
+    contents[range.start + at..][..bytes.len()].copy_from_slice(bytes);
+    std::fs::write(&file, contents).unwrap();
+    to
+}
+
+#[test]
+fn weights_that_are_no_numbers_are_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    // Row 1, column 3 of [128, 256] bf16.
+    let module = "model.layers.1.self_attn.q_a_proj";
+    let model = damaged(folder.path(), &format!("{module}.weight"), 2 * (256 + 3), &[0xc0, 0x7f]);
+    let out = path(folder.path(), "out");
+    let error = marlin(&["quantize", &model.to_string_lossy(), "--format", "int4", "-o", &out]).error(1);
+    assert!(error.contains(&format!("{module}: weight [1, 3] is NaN; the checkpoint is damaged")), "{error}");
+    assert!(!Path::new(&out).exists());
+}
+
+#[test]
+fn verify_finds_what_was_altered() {
+    let folder = tempfile::tempdir().unwrap();
+    let out = path(folder.path(), "out");
+    marlin(&["quantize", "fable", "--format", "int8", "-o", &out]).ok();
+    let at = |name: &str| Path::new(&out).join(name);
+    let good = marlin(&["verify", &out, "--json"]).json();
+    assert_eq!((good["wrong"].as_array().unwrap().len(), good["difference"].as_f64()), (0, Some(0.0)));
+    let error = |name: &str| {
+        let text = marlin(&["verify", &out]).error(1);
+        assert!(text.contains("not as it was made") && text.contains(name), "{text}");
+        text
+    };
+    let whole = std::fs::read(at("model.safetensors")).unwrap();
+    let mut one_bit = whole.clone();
+    let last = one_bit.len() - 1;
+    one_bit[last] ^= 1;
+    std::fs::write(at("model.safetensors"), &one_bit).unwrap();
+    assert!(error("model.safetensors").contains("SHA-256 differs"));
+    std::fs::write(at("model.safetensors"), &whole[..last]).unwrap();
+    assert!(error("model.safetensors").contains(&format!("expected {} bytes, found {last}", whole.len())));
+    std::fs::write(at("model.safetensors"), &whole).unwrap();
+    std::fs::remove_file(at("config.json")).unwrap();
+    error("config.json");
+    // Files that are right, but give other logits than were written down.
+    let other = path(folder.path(), "other");
+    marlin(&["quantize", "fable", "--format", "int4", "-o", &other]).ok();
+    let fingerprint = |folder: &str| {
+        let text = std::fs::read_to_string(Path::new(folder).join("fingerprint.json")).unwrap();
+        serde_json::from_str::<serde_json::Value>(&text).unwrap()
+    };
+    let mut mixed = fingerprint(&other);
+    mixed["logits"] = fingerprint(&out)["logits"].clone();
+    std::fs::write(Path::new(&other).join("fingerprint.json"), mixed.to_string()).unwrap();
+    let text = marlin(&["verify", &other]).error(1);
+    assert!(text.contains("after token 0: expected"), "{text}");
+    assert!(marlin(&["verify", &fable()]).error(1).contains("there is no fingerprint"));
+}
+
+/// Files cannot grow beyond what the shell allows, as on a full disk: the run fails, and continues when there is room.
+#[cfg(unix)]
+#[test]
+fn a_write_that_fails_is_told_and_can_be_continued() {
+    let folder = tempfile::tempdir().unwrap();
+    let (whole, out) = (path(folder.path(), "whole"), path(folder.path(), "out"));
+    let args = |out: &str| ["quantize", "fable", "--format", "int8", "-o", out].map(str::to_owned);
+    let strs = |args: &'_ [String]| args.iter().map(String::as_str).collect::<Vec<_>>().join(" ");
+    marlin(&args(&whole).each_ref().map(|s| s.as_str())).ok();
+    let mut shell = command(&[]);
+    let program = shell.get_program().to_string_lossy().into_owned();
+    let limited = format!("trap '' XFSZ; ulimit -f 4096; exec {program} {}", strs(&args(&out)));
+    shell = std::process::Command::new("sh");
+    shell.args(["-c", &limited]);
+    let error = common::finish(shell, "").error(1);
+    assert!(error.contains("out.unfinished") && error.contains("large"), "{error}");
+    assert!(!Path::new(&out).exists());
+    let mut resumed: Vec<String> = args(&out).into();
+    resumed.push("--resume".to_owned());
+    marlin(&resumed.iter().map(String::as_str).collect::<Vec<_>>()).ok();
+    same(Path::new(&whole), Path::new(&out));
+}

@@ -1,0 +1,206 @@
+//! The walk over the layers: Hessians, quantising, writing.
+
+use std::path::Path;
+
+use marlin_backend::Backend;
+use marlin_checkpoint::TensorInfo;
+
+use super::item::{Item, Items};
+use super::overlay::Overlay;
+use super::shards::Shards;
+use super::{Apply, Calibration, ModuleReport};
+use crate::calibrate::{LayerStats, Progress, Runner, States, Watch};
+use crate::{Compute, Error, Matrix, Result};
+
+/// Writes all items that are not written yet.
+pub(super) fn write<B: Backend>(
+    apply: &Apply<'_>,
+    items: &Items<'_>,
+    backend: &B,
+    compute: &dyn Compute,
+    folder: &Path,
+    shards: &mut Shards,
+    watch: Watch<'_>,
+) -> Result<()> {
+    let mut walk = Walk { apply, items, compute, shards, done: 0, total: 0 };
+    walk.total = items.parts.iter().map(|part| part.len() as u64).sum();
+    match apply.calibration {
+        Calibration::None => walk.plain(&mut |_| Ok(None), watch),
+        Calibration::Stats(stats) => {
+            let layers = items.parts.len() - 2;
+            walk.plain(
+                &mut |part| match part {
+                    0 => Ok(None),
+                    part if part <= layers => stats.layer(part - 1).map(Some),
+                    _ => stats.head().map(Some),
+                },
+                watch,
+            )
+        }
+        Calibration::Text { samples, experts, sequential } => {
+            let runner = Runner::new(backend, compute, apply.checkpoint, &samples.windows, experts)?;
+            walk.calibrated(&runner, sequential, folder, watch)
+        }
+    }
+}
+
+struct Walk<'a> {
+    apply: &'a Apply<'a>,
+    items: &'a Items<'a>,
+    compute: &'a dyn Compute,
+    shards: &'a mut Shards,
+    /// Items written, and all.
+    done: u64,
+    total: u64,
+}
+
+impl Walk<'_> {
+    /// Whether a module of part `part` is still to be quantised.
+    fn pending(&self, part: usize) -> bool {
+        self.items.parts[part].iter().any(|item| matches!(item, Item::Quantise(_)) && !self.shards.has(item.name()))
+    }
+
+    /// With statistics that are there, or none.
+    fn plain(&mut self, stats: &mut dyn FnMut(usize) -> Result<Option<LayerStats>>, watch: Watch<'_>) -> Result<()> {
+        for part in 0..self.items.parts.len() {
+            let stats = if self.pending(part) { stats(part)? } else { None };
+            self.part(part, stats.as_ref(), None, watch)?;
+        }
+        Ok(())
+    }
+
+    /// With statistics that are collected on the way.
+    fn calibrated<B: Backend>(
+        &mut self,
+        runner: &Runner<'_, B>,
+        sequential: bool,
+        folder: &Path,
+        watch: Watch<'_>,
+    ) -> Result<()> {
+        let (layers, last) = (runner.layers(), self.items.parts.len() - 1);
+        // The first layer (or the head) whose modules are not all written, and the newest states before it.
+        let first = (0..=layers).find(|i| self.pending(i + 1));
+        let (mut at, mut states): (usize, Option<States>) = (0, None);
+        if let Some(first) = first {
+            for layer in (0..=first).rev() {
+                if let Some(found) = runner.found(folder, layer)? {
+                    (at, states) = (layer, Some(found));
+                    break;
+                }
+            }
+            if states.is_none() {
+                states = Some(runner.embed(folder)?);
+            }
+        }
+        self.part(0, None, None, watch)?;
+        for layer in 0..layers {
+            let (pending, more) = (self.pending(layer + 1), (layer + 1..=layers).any(|i| self.pending(i + 1)));
+            let Some(mut input) = states.take_if(|_| layer >= at && (pending || more)) else {
+                self.part(layer + 1, None, None, watch)?;
+                continue;
+            };
+            let kept = more.then_some(folder);
+            let next = if sequential {
+                let (stats, _) = runner.layer(layer, None, &mut input, true, None, &mut self.outer(watch))?;
+                let mut overlay = Overlay::new(self.apply.checkpoint.modules()?);
+                self.part(layer + 1, stats.as_ref(), kept.map(|_| &mut overlay), watch)?;
+                drop(stats);
+                match kept {
+                    None => None,
+                    Some(_) => runner.layer(layer, Some(&overlay), &mut input, false, kept, &mut self.outer(watch))?.1,
+                }
+            } else {
+                let (stats, next) = runner.layer(layer, None, &mut input, pending, kept, &mut self.outer(watch))?;
+                self.part(layer + 1, stats.as_ref(), None, watch)?;
+                next
+            };
+            input.remove();
+            states = next;
+        }
+        let head = match (self.pending(last), &mut states) {
+            (true, Some(states)) => Some(runner.head(states)?),
+            _ => None,
+        };
+        self.part(last, head.as_ref(), None, watch)
+    }
+
+    /// Progress of a layer's windows, as that of the whole.
+    fn outer<'w>(&self, watch: &'w mut dyn FnMut(&Progress) -> bool) -> impl FnMut(&Progress) -> bool + use<'w> {
+        let (done, total) = (self.done, self.total);
+        move |step| watch(&Progress { what: format!("calibrating {}", step.what), done, total })
+    }
+
+    /// Writes the items of a part. Quantised weights, those written before included, are put into `overlay`.
+    fn part(
+        &mut self,
+        part: usize,
+        stats: Option<&LayerStats>,
+        mut overlay: Option<&mut Overlay>,
+        watch: Watch<'_>,
+    ) -> Result<()> {
+        let items = self.items;
+        for item in &items.parts[part] {
+            let name = item.name();
+            if !watch(&Progress { what: name.to_owned(), done: self.done, total: self.total }) {
+                return Err(Error::Stopped);
+            }
+            match (item, self.shards.has(name)) {
+                (Item::Quantise(_), written) if !written || overlay.is_some() => {
+                    let decoded = self.quantise(name, stats, !written)?;
+                    if let Some(overlay) = &mut overlay {
+                        overlay.replace(name, &decoded);
+                    }
+                }
+                (_, true) | (Item::Quantise(_), _) => {}
+                (Item::Copy(_), false) => {
+                    let (info, data) = items.copied(name)?;
+                    self.shards.push(name, &[(info, &data)], None)?;
+                    data.release();
+                }
+                (Item::Decode(_), false) => {
+                    let (info, data) = items.decoded(name)?;
+                    self.shards.push(name, &[(info, &data)], None)?;
+                }
+            }
+            self.done += 1;
+        }
+        Ok(())
+    }
+
+    /// Quantises a module, writes it if it is `new`, and gives what a reader will decode.
+    fn quantise(&mut self, module: &str, stats: Option<&LayerStats>, new: bool) -> Result<Matrix> {
+        let weight = self.items.matrix(module)?;
+        let hessian = match stats {
+            None => None,
+            Some(stats) => {
+                let unseen = || {
+                    let why =
+                        "calibration has not seen its inputs; calibrate again with more text, or leave it as it is";
+                    Error::module(module, why)
+                };
+                Some(stats.hessian(module)?.ok_or_else(unseen)?)
+            }
+        };
+        if let Some(found) = hessian.as_ref().map(|h| h.size()).filter(|size| *size != weight.cols()) {
+            let why = format!("has {} inputs, but its statistics {found}: they are of another model", weight.cols());
+            return Err(Error::module(module, why));
+        }
+        let method = self.apply.methods.get(module).map(|planned| planned.method.as_ref());
+        let method = method.ok_or_else(|| Error::module(module, "has no method"))?;
+        let quantised = method.quantise(self.compute, module, &weight, hessian.as_ref())?;
+        if new {
+            let (decoded, bits) = (&quantised.decoded, quantised.bits());
+            let report =
+                ModuleReport::of(self.compute, module, method.name(), &weight, decoded, bits, hessian.as_ref());
+            let info = |t: &crate::Written| TensorInfo {
+                name: format!("{module}.{}", t.suffix),
+                dtype: t.dtype,
+                shape: t.shape.clone(),
+            };
+            let tensors: Vec<(TensorInfo, &[u8])> =
+                quantised.tensors.iter().map(|t| (info(t), t.data.as_slice())).collect();
+            self.shards.push(module, &tensors, Some(report))?;
+        }
+        Ok(quantised.decoded)
+    }
+}

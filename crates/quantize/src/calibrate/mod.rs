@@ -1,0 +1,194 @@
+//! Calibration: what every linear's inputs look like on a text, layer by layer in bounded memory.
+//!
+//! All windows of the text pass one layer before the next is read. Hidden states wait in a file in between, so memory
+//! holds one layer's weights and moments and one window's activations.
+
+mod collector;
+mod moments;
+mod samples;
+mod states;
+mod stats;
+
+pub use moments::{LayerStats, Moments, Routed};
+pub use samples::{Samples, Sampling};
+pub(crate) use states::States;
+pub use stats::{About, Stats, calibrate};
+
+use marlin_backend::{Backend, KvSpec, LatentForm, Pass, SequenceStep, Step, Token};
+use marlin_checkpoint::{Checkpoint, Modules};
+use marlin_models::{LoadOptions, Model, Residency};
+use std::path::Path;
+use std::sync::Arc;
+
+use crate::{Compute, Error, Result};
+use collector::Collector;
+
+/// Which moments gate and up projections of routed experts get.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ExpertInputs {
+    /// Those of the tokens that go to the expert: better, and inputs squared floats for each expert.
+    #[default]
+    Own,
+    /// Those of all tokens of the layer, as EXL3's own converter has it.
+    Shared,
+}
+
+/// How far a long work has come.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Progress {
+    /// What is being done.
+    pub what: String,
+    /// Units done.
+    pub done: u64,
+    /// Units in all.
+    pub total: u64,
+}
+
+/// Hears of progress, and may stop the work by answering false.
+pub type Watch<'a> = &'a mut dyn FnMut(&Progress) -> bool;
+
+/// Tokens of a block of KV memory.
+const BLOCK: usize = 32;
+
+/// Takes the windows of a text through a model, one layer after another.
+pub(crate) struct Runner<'a, B: Backend> {
+    backend: &'a B,
+    compute: &'a dyn Compute,
+    model: Model<B>,
+    modules: Arc<dyn Modules>,
+    windows: &'a [Vec<u32>],
+    kv: B::Kv,
+    experts: ExpertInputs,
+}
+
+impl<'a, B: Backend> Runner<'a, B> {
+    /// All windows are of the same length.
+    pub(crate) fn new(
+        backend: &'a B,
+        compute: &'a dyn Compute,
+        checkpoint: &Checkpoint,
+        windows: &'a [Vec<u32>],
+        experts: ExpertInputs,
+    ) -> Result<Self> {
+        let options = LoadOptions { residency: Residency::Streamed, ..LoadOptions::default() };
+        let model = Model::load(backend, checkpoint, options, &mut |_| {})?;
+        let vocab = model.info().vocab;
+        if let Some(token) = windows.iter().flatten().find(|t| **t as usize >= vocab) {
+            return Err(Error::setting("calibration token", format!("0 to {}", vocab - 1), token));
+        }
+        let length = windows.first().map_or(0, Vec::len);
+        if length > model.info().max_positions {
+            return Err(Error::setting("length", format!("at most {}", model.info().max_positions), length));
+        }
+        // Layers take turns, so one layer's memory does for all.
+        let spec = KvSpec { layers: 1, ..model.kv_spec(BLOCK, length.div_ceil(BLOCK)) };
+        let kv = backend.kv(spec)?;
+        Ok(Self { backend, compute, model, modules: checkpoint.modules()?, windows, kv, experts })
+    }
+
+    /// Decoder layers.
+    pub(crate) fn layers(&self) -> usize {
+        self.model.info().layers
+    }
+
+    /// Tokens of all windows.
+    pub(crate) fn tokens(&self) -> u64 {
+        self.windows.iter().map(|w| w.len() as u64).sum()
+    }
+
+    /// Values of one window's hidden states.
+    pub(crate) fn values(&self) -> usize {
+        self.windows.first().map_or(0, Vec::len) * self.model.info().hidden
+    }
+
+    /// The states before `layer` that an earlier run has left in `folder`.
+    pub(crate) fn found(&self, folder: &Path, layer: usize) -> Result<Option<States>> {
+        States::find(folder, layer, self.windows.len(), self.values())
+    }
+
+    fn batch(&self, window: usize) -> Result<B::Batch> {
+        let tokens = &self.windows[window];
+        let step = Step {
+            tokens: tokens.iter().map(|id| Token::Id(*id)).collect(),
+            sequences: vec![SequenceStep {
+                cached: 0,
+                len: tokens.len(),
+                blocks: (0..tokens.len().div_ceil(BLOCK) as u32).collect(),
+            }],
+            outputs: (0..tokens.len() as u32).collect(),
+        };
+        Ok(self.backend.begin(&step, &self.kv, None)?)
+    }
+
+    /// The states before the first layer.
+    pub(crate) fn embed(&self, folder: &Path) -> Result<States> {
+        let mut out = states::Writer::create(folder, 0, self.windows.len(), self.values())?;
+        for window in 0..self.windows.len() {
+            let h = self.model.embed(self.backend, &self.batch(window)?)?;
+            self.backend.submit()?;
+            out.push(&self.backend.read(&h)?)?;
+        }
+        out.finish()
+    }
+
+    /// Runs all windows through layer `layer` with weights from `weights` (the model's own if `None`). Gives what its
+    /// linears saw if `observed`, and the states after it if they are to be `kept` in a folder.
+    pub(crate) fn layer(
+        &self,
+        layer: usize,
+        weights: Option<&dyn Modules>,
+        input: &mut States,
+        observed: bool,
+        kept: Option<&Path>,
+        watch: Watch<'_>,
+    ) -> Result<(Option<LayerStats>, Option<States>)> {
+        let (b, count) = (self.backend, self.windows.len());
+        let part = self.model.read_layer(b, weights.unwrap_or(self.modules.as_ref()), layer)?;
+        let collector = Collector::new(self.compute, self.experts);
+        let mut out = kept.map(|folder| states::Writer::create(folder, layer + 1, count, self.values())).transpose()?;
+        for window in 0..count {
+            let step = Progress {
+                what: format!("layer {layer} of {}", self.layers()),
+                done: (layer * count + window) as u64,
+                total: (self.layers() * count) as u64,
+            };
+            if !watch(&step) {
+                return Err(Error::Stopped);
+            }
+            let batch = self.batch(window)?;
+            let h = b.write(self.windows[window].len(), self.model.info().hidden, input.window(window)?)?;
+            let observer: Option<&dyn marlin_backend::Observer<B>> = if observed { Some(&collector) } else { None };
+            let pass = Pass { batch: &batch, kv: &self.kv, layer: 0, latent_form: LatentForm::Auto, observer };
+            let h = part.forward(b, h, &pass)?;
+            b.submit()?;
+            if let Some(out) = &mut out {
+                let values = b.read(&h)?;
+                if let Some(at) = values.iter().position(|v| !v.is_finite()) {
+                    let why = format!(
+                        "its output for token {} of window {window} is not finite; the checkpoint is damaged, or overflows",
+                        at / self.model.info().hidden
+                    );
+                    return Err(Error::Module { module: format!("model.layers.{layer}"), why });
+                }
+                out.push(&values)?;
+            }
+        }
+        let stats = observed.then(|| collector.finish(self.tokens()));
+        Ok((stats, out.map(states::Writer::finish).transpose()?))
+    }
+
+    /// What the output projection sees of the states after the last layer.
+    pub(crate) fn head(&self, input: &mut States) -> Result<LayerStats> {
+        let (b, hidden) = (self.backend, self.model.info().hidden);
+        let collector = Collector::new(self.compute, self.experts);
+        for (window, tokens) in self.windows.iter().enumerate() {
+            let batch = self.batch(window)?;
+            let h = b.write(tokens.len(), hidden, input.window(window)?)?;
+            let pass = Pass { batch: &batch, kv: &self.kv, layer: 0, latent_form: LatentForm::Auto, observer: None };
+            let x = self.model.head_input(b, &h, &pass)?;
+            b.submit()?;
+            collector.add("lm_head", hidden, &b.read(&x)?);
+        }
+        Ok(collector.finish(self.tokens()))
+    }
+}

@@ -1,0 +1,98 @@
+//! Files that are whole or not there.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{Read, Write};
+use std::path::{Path, PathBuf};
+
+use marlin_checkpoint::{Error as Bad, TensorInfo, header, write_error};
+use sha2::{Digest, Sha256};
+
+use crate::Result;
+
+/// Where `path` is written before it gets its name.
+pub(crate) fn aside(path: &Path) -> PathBuf {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    path.with_file_name(format!(".{name}.partial"))
+}
+
+/// Writes `parts` one after another; the file has its name only when all are on the disk.
+pub(crate) fn write<'a>(path: &Path, parts: impl IntoIterator<Item = &'a [u8]>) -> Result<()> {
+    let partial = aside(path);
+    let put = || -> Result<()> {
+        let mut file = File::create(&partial).map_err(|e| Bad::io(&partial, e))?;
+        for part in parts {
+            file.write_all(part).map_err(|e| write_error(path, part.len() as u64, e))?;
+        }
+        file.sync_all().map_err(|e| write_error(path, 0, e))?;
+        std::fs::rename(&partial, path).map_err(|e| Bad::io(path, e))?;
+        Ok(())
+    };
+    put().inspect_err(|_| {
+        // Nothing more can be done about a file that cannot be removed.
+        let _ = std::fs::remove_file(&partial);
+    })
+}
+
+/// Writes a value as indented JSON.
+pub(crate) fn write_json(path: &Path, value: &impl serde::Serialize) -> Result<()> {
+    let text = serde_json::to_string_pretty(value).map_err(|e| Bad::invalid(path.display(), e))? + "\n";
+    write(path, [text.as_bytes()])
+}
+
+/// Reads a JSON file.
+pub(crate) fn read_json<T: serde::de::DeserializeOwned>(path: &Path) -> Result<T> {
+    let text = std::fs::read_to_string(path).map_err(|e| Bad::io(path, e))?;
+    Ok(serde_json::from_str(&text).map_err(|e| Bad::invalid(path.display(), e))?)
+}
+
+/// Writes a safetensors file.
+pub(crate) fn write_tensors(
+    path: &Path,
+    metadata: &BTreeMap<String, String>,
+    tensors: &[(TensorInfo, &[u8])],
+) -> Result<()> {
+    let infos: Vec<TensorInfo> = tensors.iter().map(|(info, _)| info.clone()).collect();
+    let head = header(&infos, metadata);
+    write(path, std::iter::once(head.as_slice()).chain(tensors.iter().map(|(_, data)| *data)))
+}
+
+/// SHA-256 in hexadecimal.
+pub(crate) struct Hash(Sha256);
+
+impl Hash {
+    pub(crate) fn new() -> Self {
+        Self(Sha256::new())
+    }
+
+    pub(crate) fn add(&mut self, bytes: &[u8]) {
+        self.0.update(bytes);
+    }
+
+    pub(crate) fn finish(self) -> String {
+        self.0.finalize().iter().map(|b| format!("{b:02x}")).collect()
+    }
+}
+
+/// The SHA-256 of a file, and its length; `read` hears of the bytes that were read and may stop by answering false.
+pub(crate) fn hash_file(path: &Path, read: &mut dyn FnMut(u64) -> bool) -> Result<(String, u64)> {
+    let mut file = File::open(path).map_err(|e| Bad::io(path, e))?;
+    let (mut hash, mut length, mut buffer) = (Hash::new(), 0, vec![0; 4 << 20]);
+    loop {
+        match file.read(&mut buffer).map_err(|e| Bad::io(path, e))? {
+            0 => return Ok((hash.finish(), length)),
+            n => {
+                hash.add(&buffer[..n]);
+                length += n as u64;
+                if !read(n as u64) {
+                    return Err(crate::Error::Stopped);
+                }
+            }
+        }
+    }
+}
+
+/// The bytes of values, little-endian.
+pub(crate) fn bytes_of(values: &[f32]) -> Vec<u8> {
+    values.iter().flat_map(|v| v.to_le_bytes()).collect()
+}
