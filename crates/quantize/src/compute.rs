@@ -1,8 +1,10 @@
 //! The heavy inner loops, so that another device can take them over.
 
-use crate::Hessian;
+use crate::{Hessian, Result};
 use marlin_cpu::Cpu;
+use marlin_cpu::linear::{self, Rows};
 use std::ops::Range;
+use std::sync::{Mutex, PoisonError};
 
 /// What quantising costs time for.
 pub trait Compute: Send + Sync {
@@ -12,6 +14,32 @@ pub trait Compute: Send + Sync {
     /// Adds `rows` inputs `x` `[rows, size]` to the sums, each weighted by its `weights` if given. Rows with a value that
     /// is not finite are left out; the number of those is returned.
     fn accumulate(&self, hessian: &mut Hessian, x: &[f32], weights: Option<&[f32]>) -> usize;
+
+    /// `out[i, j] += factor * sum_k a[i, k] * b[j, k]`: rows of `out` are `stride` values apart. Each sum has one order,
+    /// whatever the number of threads. Shapes that do not fit are an error.
+    fn add_products(&self, factor: f32, a: Rows<'_>, b: Rows<'_>, out: &mut [f32], stride: usize) -> Result<()>;
+}
+
+/// Runs `body` with the index of each row of `width` values and the row, to be changed, on all threads; `grain` rows
+/// are worth a task.
+pub(crate) fn for_rows<T: Send>(
+    compute: &dyn Compute,
+    data: &mut [T],
+    width: usize,
+    grain: usize,
+    body: &(dyn Fn(usize, &mut [T]) + Sync),
+) {
+    let grain = grain.max(1);
+    // Each piece is locked once, by the thread that works on it.
+    let pieces: Vec<_> = data.chunks_mut(grain * width.max(1)).map(Mutex::new).collect();
+    compute.ranges(pieces.len(), 1, &|range| {
+        for i in range {
+            let mut piece = pieces[i].lock().unwrap_or_else(PoisonError::into_inner);
+            for (j, row) in piece.chunks_mut(width.max(1)).enumerate() {
+                body(i * grain + j, row);
+            }
+        }
+    });
 }
 
 impl Compute for Cpu {
@@ -36,5 +64,9 @@ impl Compute for Cpu {
             }
         }
         left_out
+    }
+
+    fn add_products(&self, factor: f32, a: Rows<'_>, b: Rows<'_>, out: &mut [f32], stride: usize) -> Result<()> {
+        Ok(linear::add_products(self, factor, a, b, out, stride)?)
     }
 }

@@ -6,6 +6,9 @@ pub enum Error {
     /// A file or tensor of a checkpoint.
     #[error(transparent)]
     Checkpoint(#[from] marlin_checkpoint::Error),
+    /// A kernel was given matrices that do not fit together.
+    #[error(transparent)]
+    Kernel(#[from] marlin_cpu::Error),
     /// A module that cannot be quantised as asked.
     #[error("{module}: {why}")]
     Module {

@@ -2,11 +2,13 @@
 //!
 //! * [`Hessian`]: what calibration knows of a linear's inputs.
 //! * [`Method`]: a quantiser: a weight and its Hessian in, the tensors of a format out.
+//! * [`linalg`]: factors and inverses of Hessians.
 //! * [`Compute`]: the heavy inner loops, for a device to take over.
 
 mod compute;
 mod error;
 mod hessian;
+pub mod linalg;
 mod matrix;
 mod method;
 

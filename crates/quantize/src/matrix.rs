@@ -1,6 +1,8 @@
 //! Matrices of f32, row after row.
 
 use crate::{Error, Result};
+use marlin_cpu::linear::Rows;
+use std::ops::Range;
 
 /// A matrix `[rows, cols]`. Weights are `[out, in]`, as transformers stores them.
 #[derive(Clone, Debug, PartialEq)]
@@ -52,6 +54,12 @@ impl Matrix {
     /// Row `i`, to be changed.
     pub fn row_mut(&mut self, i: usize) -> &mut [f32] {
         &mut self.data[i * self.cols..(i + 1) * self.cols]
+    }
+
+    /// The part of `rows` and `cols`, for products.
+    pub fn part(&self, rows: Range<usize>, cols: Range<usize>) -> Rows<'_> {
+        let data = if rows.is_empty() { &[] } else { &self.data[rows.start * self.cols + cols.start..] };
+        Rows { data, rows: rows.len(), cols: cols.len(), stride: self.cols }
     }
 
     /// The values alone.

@@ -6,6 +6,7 @@ mod experts;
 mod halves;
 mod heads;
 mod kernel;
+mod product;
 #[cfg(test)]
 pub(crate) mod tests;
 mod weight;
@@ -14,6 +15,7 @@ pub use acts::{Acts, ActsBuf};
 pub use experts::{Expert, ExpertsBuf, Route, experts};
 pub use heads::{per_head, per_head_tiles, per_head_transposed};
 pub(crate) use kernel::{Bf16, Elem, F16, F32, GEMV_ROWS, SwiGlu, load_tail};
+pub use product::{Rows, add_products};
 pub use weight::{Needs, Tiles, W};
 
 use crate::buffer::{Shared, scratch};
