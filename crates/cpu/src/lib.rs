@@ -2,6 +2,7 @@
 //!
 //! * [`Cpu`]: a [`Pool`] and the [`Level`] of SIMD that the kernels use; every kernel takes it first.
 //! * [`linear`]: dense layers, fused forms, and experts; [`attention`]: paged, latent and expanded attention.
+//! * [`encode`]: the search for the codes of a trellis.
 //! * [`ops`]: norms, rotary embedding, activations, routing, conversions; [`bandwidth`]: what the machine can do.
 //!
 //! **Invariance.** A value depends only on its own row of inputs and weights, never on the batch around it, the tiling,
@@ -19,6 +20,7 @@ pub mod attention;
 mod backend;
 pub mod bandwidth;
 mod buffer;
+pub mod encode;
 pub mod fallback;
 pub mod grouped;
 pub mod kernels;

@@ -1,0 +1,97 @@
+//! The order in which states and words lie in memory, so that a step of the search walks through both.
+//!
+//! A word of 16 bits is the new symbol (`bits` bits, lowest) after the state that it comes from; the state that it goes to
+//! is its lower 16 - `bits` bits. So `1 << bits` states that differ in their upper bits, *siblings*, compete for the same
+//! successors, which are neighbours.
+//!
+//! * From 4 bits on, a vector's sixteen lanes are neighbours that all come from the same states: the cost of a state is
+//!   spread over the lanes, and states lie in their own order.
+//! * Below, lanes are states whose siblings are in one vector, too, so that costs are loaded as they lie. New costs come
+//!   out with successors of one state in different vectors, and a transposition of 16 vectors puts them in order; which four
+//!   bits of a state choose its lane is such that this order is the same one again.
+
+use marlin_checkpoint::weight::Codebook;
+
+/// Words, and bits of one.
+pub const WORDS: usize = 1 << BITS;
+const BITS: usize = 16;
+/// Vectors of new states that are computed side by side from 4 bits on.
+pub const GROUP: usize = 8;
+
+/// For 1 to 3 bits: the bits of a state that choose its lane, and those of `state >> bits` that choose one of the parts of
+/// a block of 256 new states. Shifted by `bits`, the latter are the former's last.
+const LANE_BITS: [[usize; 4]; 3] = [[0, 2, 4, 6], [0, 1, 4, 5], [0, 1, 2, 6]];
+const PART_BITS: [&[usize]; 3] = [&[1, 3, 5], &[2, 3], &[3]];
+
+/// A codebook for a number of bits, in the order of the search.
+pub struct Layout {
+    /// Bits of a symbol, 1 to 8.
+    pub bits: usize,
+    /// Values by word.
+    pub values: Vec<f32>,
+    /// Values in the order of the search.
+    pub table: Vec<f32>,
+    /// Where the cost of each state lies.
+    pub places: Vec<u16>,
+    /// Below 4 bits: for each block, part and upper bits, where the costs of sixteen states begin.
+    pub offsets: Vec<u32>,
+}
+
+/// The bits of `value`, lowest first, at `places`.
+fn spread(value: usize, places: impl IntoIterator<Item = usize>) -> usize {
+    places.into_iter().enumerate().map(|(i, place)| (value >> i & 1) << place).sum()
+}
+
+impl Layout {
+    /// Of a codebook; `bits` from 1 to 8.
+    pub fn new(codebook: Codebook, bits: usize) -> Layout {
+        let values = (0..=u16::MAX).map(|word| codebook.value(word).to_f32()).collect();
+        let empty = Layout { bits, values, table: Vec::with_capacity(WORDS), places: Vec::new(), offsets: Vec::new() };
+        if bits < 4 { empty.transposed() } else { empty.plain() }
+    }
+
+    /// Number of states.
+    pub fn states(&self) -> usize {
+        WORDS >> self.bits
+    }
+
+    fn plain(mut self) -> Layout {
+        self.places = (0..self.states()).map(|state| state as u16).collect();
+        let block = GROUP * 16;
+        for from in (0..self.states()).step_by(block) {
+            for upper in 0..1 << self.bits {
+                let word = upper << (BITS - self.bits) | from;
+                self.table.extend_from_slice(&self.values[word..word + block]);
+            }
+        }
+        self
+    }
+
+    fn transposed(mut self) -> Layout {
+        let bits = self.bits;
+        let (lanes, parts) = (LANE_BITS[bits - 1], PART_BITS[bits - 1]);
+        let inner = lanes.map(|bit| bit + bits);
+        // What is left chooses the block.
+        let outer: Vec<usize> = (0..BITS - bits).filter(|bit| !lanes.contains(bit) && !inner.contains(bit)).collect();
+        self.places = vec![0; self.states()];
+        for place in 0..self.states() {
+            let state = spread(place & 15, lanes) | spread(place >> 4 & 15, inner) | spread(place >> 8, outer.clone());
+            self.places[state] = place as u16;
+        }
+        for block in 0..self.states() >> 8 {
+            for part in 0..1 << (4 - bits) {
+                // The bits of `new state >> bits` but for the lanes'.
+                let base = spread(block, outer.iter().map(|bit| bit - bits)) | spread(part, parts.iter().copied());
+                for upper in 0..1 << bits {
+                    let from = upper << (BITS - 2 * bits) | base;
+                    self.offsets.push(u32::from(self.places[from]));
+                    for symbol in 0..1 << bits {
+                        let lane = |lane| (from | spread(lane, lanes)) << bits | symbol;
+                        self.table.extend((0..16).map(|i| self.values[lane(i)]));
+                    }
+                }
+            }
+        }
+        self
+    }
+}
