@@ -1,7 +1,9 @@
 //! The heavy inner loops, so that another device can take them over.
 
 use crate::{Hessian, Result};
+use marlin_checkpoint::weight::Codebook;
 use marlin_cpu::Cpu;
+use marlin_cpu::encode;
 use marlin_cpu::linear::{self, Rows};
 use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
@@ -18,6 +20,10 @@ pub trait Compute: Send + Sync {
     /// `out[i, j] += factor * sum_k a[i, k] * b[j, k]`: rows of `out` are `stride` values apart. Each sum has one order,
     /// whatever the number of threads. Shapes that do not fit are an error.
     fn add_products(&self, factor: f32, a: Rows<'_>, b: Rows<'_>, out: &mut [f32], stride: usize) -> Result<()>;
+
+    /// Finds the words of a trellis of `bits` bits whose values are closest to `targets`: tiles of 256 weights in the order
+    /// of the stream, each a closed walk through the 16-bit states.
+    fn encode(&self, codebook: Codebook, bits: usize, targets: &[f32], words: &mut [u16]) -> Result<()>;
 }
 
 /// Runs `body` with the index of each row of `width` values and the row, to be changed, on all threads; `grain` rows
@@ -68,5 +74,9 @@ impl Compute for Cpu {
 
     fn add_products(&self, factor: f32, a: Rows<'_>, b: Rows<'_>, out: &mut [f32], stride: usize) -> Result<()> {
         Ok(linear::add_products(self, factor, a, b, out, stride)?)
+    }
+
+    fn encode(&self, codebook: Codebook, bits: usize, targets: &[f32], words: &mut [u16]) -> Result<()> {
+        Ok(encode::encode(self, codebook, bits, targets, words)?)
     }
 }
