@@ -32,19 +32,16 @@ fn nmse(found: &Matrix, want: &Matrix) -> f64 {
 #[test]
 fn plain_errors_are_not_above_exllamav3s() {
     let Some(original) = shared("models/fable-qwen3") else { return };
-    for (folder, bits, book) in
-        [("fable-qwen3-exl3-3.0bpw-mul1", 3, Codebook::Mul1), ("fable-qwen3-exl3-4.0bpw-3inst", 4, Codebook::ThreeInst)]
-    {
+    for (folder, bits, book, module, features) in [
+        ("fable-qwen3-exl3-3.0bpw-mul1", 3, Codebook::Mul1, "model.layers.0.self_attn.q_proj", [512, 256]),
+        ("fable-qwen3-exl3-4.0bpw-3inst", 4, Codebook::ThreeInst, "model.layers.5.mlp.down_proj", [256, 768]),
+    ] {
         let Some(peer) = shared(&format!("interop/exl3/{folder}")) else { return };
         let method = Exl3::new(bits, book).unwrap();
-        for (module, features) in
-            [("model.layers.0.self_attn.q_proj", [512, 256]), ("model.layers.5.mlp.down_proj", [256, 768])]
-        {
-            let weight = matrix(&original, module, features);
-            let theirs = nmse(&matrix(&peer, module, features), &weight);
-            let ours = nmse(&method.quantise(&Cpu::new(0), module, &weight, None).unwrap().decoded, &weight);
-            println!("{}, {module}: {ours:.5}, exllamav3 {theirs:.5}", method.name());
-            assert!(ours <= theirs, "{module}: {ours} against {theirs}");
-        }
+        let weight = matrix(&original, module, features);
+        let theirs = nmse(&matrix(&peer, module, features), &weight);
+        let ours = nmse(&method.quantise(&Cpu::new(0), module, &weight, None).unwrap().decoded, &weight);
+        println!("{}, {module}: {ours:.5}, exllamav3 {theirs:.5}", method.name());
+        assert!(ours <= theirs, "{module}: {ours} against {theirs}");
     }
 }

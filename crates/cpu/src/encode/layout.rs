@@ -10,11 +10,14 @@
 //!   out with successors of one state in different vectors, and a transposition of 16 vectors puts them in order; which four
 //!   bits of a state choose its lane is such that this order is the same one again.
 
+use half::f16;
 use marlin_checkpoint::weight::Codebook;
 
 /// Words, and bits of one.
 pub const WORDS: usize = 1 << BITS;
 const BITS: usize = 16;
+/// Values of a line of the cache.
+const LINE: usize = 16;
 /// Vectors of new states that are computed side by side from 4 bits on.
 pub const GROUP: usize = 8;
 
@@ -29,8 +32,11 @@ pub struct Layout {
     pub bits: usize,
     /// Values by word.
     pub values: Vec<f32>,
-    /// Values in the order of the search.
+    /// From 4 bits on: values in the order of the search.
     pub table: Vec<f32>,
+    /// Below: the same as the bits of `f16`, which they are exactly. There are more states than vectors of a table there,
+    /// and the second cache's bandwidth is what the search waits for.
+    pub halves: Vec<u16>,
     /// Where the cost of each state lies.
     pub places: Vec<u16>,
     /// Below 4 bits: for each block, part and upper bits, where the costs of sixteen states begin.
@@ -46,13 +52,26 @@ impl Layout {
     /// Of a codebook; `bits` from 1 to 8.
     pub fn new(codebook: Codebook, bits: usize) -> Layout {
         let values = (0..=u16::MAX).map(|word| codebook.value(word).to_f32()).collect();
-        let empty = Layout { bits, values, table: Vec::with_capacity(WORDS), places: Vec::new(), offsets: Vec::new() };
+        let empty =
+            Layout { bits, values, table: Vec::new(), halves: Vec::new(), places: Vec::new(), offsets: Vec::new() };
         if bits < 4 { empty.transposed() } else { empty.plain() }
     }
 
     /// Number of states.
     pub fn states(&self) -> usize {
         WORDS >> self.bits
+    }
+
+    /// Where the `index`-th cost lies: siblings, which are read together, would all fall into one set of the first cache
+    /// without a line between them.
+    #[inline(always)]
+    pub fn place(&self, index: usize) -> usize {
+        if self.bits < 4 { index + (index >> (BITS - 2 * self.bits)) * LINE } else { index }
+    }
+
+    /// Values between the costs of one step and those of another.
+    pub fn room(&self) -> usize {
+        self.place(self.states()) + 5 * LINE
     }
 
     fn plain(mut self) -> Layout {
@@ -76,7 +95,7 @@ impl Layout {
         self.places = vec![0; self.states()];
         for place in 0..self.states() {
             let state = spread(place & 15, lanes) | spread(place >> 4 & 15, inner) | spread(place >> 8, outer.clone());
-            self.places[state] = place as u16;
+            self.places[state] = self.place(place) as u16;
         }
         for block in 0..self.states() >> 8 {
             for part in 0..1 << (4 - bits) {
@@ -87,7 +106,7 @@ impl Layout {
                     self.offsets.push(u32::from(self.places[from]));
                     for symbol in 0..1 << bits {
                         let lane = |lane| (from | spread(lane, lanes)) << bits | symbol;
-                        self.table.extend((0..16).map(|i| self.values[lane(i)]));
+                        self.halves.extend((0..16).map(|i| f16::from_f32(self.values[lane(i)]).to_bits()));
                     }
                 }
             }

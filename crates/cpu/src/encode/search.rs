@@ -38,7 +38,7 @@ impl Pass {
 #[derive(Clone, Copy)]
 pub struct Rooms {
     at: *mut f32,
-    states: usize,
+    size: usize,
     stride: usize,
 }
 
@@ -47,12 +47,12 @@ impl Rooms {
 
     /// Values that a pair of tiles needs.
     pub fn values(layout: &Layout) -> usize {
-        PAIR * (Rooms::KEPT + TILE.div_ceil(STRIDE[layout.bits - 1])) * layout.states()
+        PAIR * (Rooms::KEPT + TILE.div_ceil(STRIDE[layout.bits - 1])) * layout.room()
     }
 
     /// In memory of [`Rooms::values`] values.
     pub fn new(layout: &Layout, at: *mut f32) -> Rooms {
-        Rooms { at, states: layout.states(), stride: STRIDE[layout.bits - 1] }
+        Rooms { at, size: layout.room(), stride: STRIDE[layout.bits - 1] }
     }
 
     /// Whether the costs after step `i` of a pass are kept.
@@ -68,7 +68,7 @@ impl Rooms {
             _ => 1 + i % 2,
         };
         // SAFETY: the caller's memory has room for all of them.
-        unsafe { self.at.add((room * PAIR + tile) * self.states) }
+        unsafe { self.at.add((room * PAIR + tile) * self.size) }
     }
 
     /// The costs after step `i`.
@@ -77,7 +77,7 @@ impl Rooms {
     /// They have been computed, and nothing writes them as long as they are borrowed.
     unsafe fn costs<'a>(self, pass: Pass, tile: usize, i: usize) -> &'a [f32] {
         // SAFETY: the caller's promise.
-        unsafe { std::slice::from_raw_parts(self.room(pass, tile, i), self.states) }
+        unsafe { std::slice::from_raw_parts(self.room(pass, tile, i), self.size) }
     }
 }
 
@@ -100,7 +100,7 @@ impl Kernel for Forward<'_> {
         // SAFETY: the rooms are as large as `Rooms::values` says.
         unsafe {
             for tile in 0..PAIR {
-                let costs = std::slice::from_raw_parts_mut(rooms.room(pass, tile, 0), rooms.states);
+                let costs = std::slice::from_raw_parts_mut(rooms.room(pass, tile, 0), rooms.size);
                 costs.fill(if start.is_some() { f32::INFINITY } else { 0.0 });
                 if let Some(start) = start {
                     costs[usize::from(layout.places[start[tile]])] = 0.0;

@@ -88,7 +88,7 @@ unsafe fn transposed<S: Simd, const K: usize, const T: usize, const N: usize>(
 ) {
     let symbols = 1 << K;
     let mut sums = [[0.0f32; 256]; T];
-    let (mut table, mut offset) = (layout.table.as_ptr(), layout.offsets.as_ptr());
+    let (mut table, mut offset) = (layout.halves.as_ptr(), layout.offsets.as_ptr());
     // SAFETY: the caller's promises; the table and the offsets are as long as these loops walk.
     unsafe {
         let target = splats::<S, T>(target);
@@ -103,7 +103,7 @@ unsafe fn transposed<S: Simd, const K: usize, const T: usize, const N: usize>(
                             cost[i] = S::load(from[i].add(at));
                         }
                         for n in 0..N {
-                            let value = S::load(table.add(16 * (upper * symbols + first + n)));
+                            let value = S::load_f16(table.add(16 * (upper * symbols + first + n)).cast());
                             for i in 0..T {
                                 let way = way::<S>(value, target[i], cost[i]);
                                 best[i][n] = if upper == 0 { way } else { S::min(way, best[i][n]) };
@@ -120,7 +120,7 @@ unsafe fn transposed<S: Simd, const K: usize, const T: usize, const N: usize>(
                 offset = offset.add(symbols);
             }
             for i in 0..T {
-                S::transpose(sums[i].as_ptr().cast(), 16, to[i].add(256 * block).cast(), 16);
+                S::transpose(sums[i].as_ptr().cast(), 16, to[i].add(layout.place(256 * block)).cast(), 16);
             }
         }
     }

@@ -2,15 +2,15 @@
 
 use super::pack::places;
 use super::{AREA, Exl3, TILE};
-use crate::{Compute, Matrix, Result};
+use crate::{Compute, Error, Matrix, Result};
 
 /// Tiles of a sample, at most.
-const TILES: usize = 192;
+const TILES: usize = 160;
 /// Of these, those with the largest and those with the smallest weights.
 const EXTREMES: usize = 8;
-/// The first look goes over these factors, a quarter apart, with every third tile.
-const FIRST: [f32; 5] = [0.4, 0.6, 0.8, 1.0, 1.2];
-/// The distance of the factors of the second look.
+/// The first look, with every third tile: where it begins and how far apart its factors are.
+const FIRST: (f32, f32) = (0.8, 0.2);
+/// How far apart the factors of the second look are.
 const SECOND: f32 = 0.06;
 /// The factors searched.
 const RANGE: std::ops::RangeInclusive<f32> = 0.01..=4.0;
@@ -19,42 +19,32 @@ const RANGE: std::ops::RangeInclusive<f32> = 0.01..=4.0;
 pub fn search(compute: &dyn Compute, method: &Exl3, regular: &Matrix) -> Result<f32> {
     let sample = sample(regular);
     let thirds: Vec<f32> = sample.chunks_exact(AREA).step_by(3).flatten().copied().collect();
-    let error = |tiles: &[f32], factor: f32| error(compute, method, tiles, factor);
-
-    let step = FIRST[1] - FIRST[0];
-    let mut first: Vec<(f32, f64)> = Vec::new();
-    for factor in FIRST {
-        first.push((factor, error(&thirds, factor)?));
-    }
-    // The best is inside: where it is at an end, the grid goes on there.
-    let best = loop {
-        let best = (1..first.len()).fold(0, |best, i| if first[i].1 < first[best].1 { i } else { best });
-        let next = match best {
-            0 => first[0].0 / 2.0,
-            _ if best == first.len() - 1 => first[best].0 + step,
-            _ => break first[best].0,
-        };
-        if !RANGE.contains(&next) {
-            break first[best].0;
-        }
-        let found = (next, error(&thirds, next)?);
-        first.insert(if best == 0 { 0 } else { first.len() }, found);
-    };
-    let mut second = Vec::with_capacity(5);
-    for i in -2i8..=2 {
-        let factor = (best * (1.0 + SECOND * f32::from(i))).max(*RANGE.start());
-        second.push((factor, error(&sample, factor)?));
-    }
-    let at = (1..second.len()).fold(0, |best, i| if second[i].1 < second[best].1 { i } else { best });
+    let [_, (first, _), _] = descend(FIRST.0, FIRST.1, &|factor| error(compute, method, &thirds, factor))?;
+    let [left, here, right] = descend(first, SECOND, &|factor| error(compute, method, &sample, factor))?;
     // A parabola through the best and its neighbours, at most half a step away.
-    let (factor, width) = (second[at].0, best * SECOND);
-    let shift = match (at.checked_sub(1).map(|i| second[i].1), second[at].1, second.get(at + 1).map(|s| s.1)) {
-        (Some(left), here, Some(right)) if left + right > 2.0 * here => {
-            (0.5 * (left - right) / (left + right - 2.0 * here)).clamp(-0.5, 0.5) as f32
-        }
-        _ => 0.0,
+    let bend = left.1 + right.1 - 2.0 * here.1;
+    let shift = if bend > 0.0 { (0.5 * (left.1 - right.1) / bend).clamp(-0.5, 0.5) as f32 } else { 0.0 };
+    Ok((here.0 + shift * SECOND).max(*RANGE.start()))
+}
+
+/// Goes downhill from `from` in steps of `step` and returns the lowest point with its neighbours: factors and errors.
+fn descend(from: f32, step: f32, error: &dyn Fn(f32) -> Result<f64>) -> Result<[(f32, f64); 3]> {
+    let at = |factor: f32| {
+        let factor = factor.clamp(*RANGE.start(), *RANGE.end());
+        Ok::<_, Error>((factor, error(factor)?))
     };
-    Ok((factor + shift * width).max(*RANGE.start()))
+    let mut points = [at(from - step)?, at(from)?, at(from + step)?];
+    loop {
+        let [left, here, right] = points;
+        // A step that leads nowhere is the end of the range.
+        if left.1 < here.1 && left.0 < here.0 {
+            points = [at(left.0 - step)?, left, here];
+        } else if right.1 < here.1 && right.0 > here.0 {
+            points = [here, right, at(right.0 + step)?];
+        } else {
+            return Ok(points);
+        }
+    }
 }
 
 /// The squared error of coding `tiles` times `factor`, in the tiles' own measure.

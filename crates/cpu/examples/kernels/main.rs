@@ -3,6 +3,8 @@
 //! `exl3-model`, the layers of a model). Every rate is printed with its share of what was measured
 //! as the machine's own.
 
+mod encode;
+
 use marlin_checkpoint::weight::{Codebook, ScaleTree, ScaleType, Scales, ValueMap, Zero};
 use marlin_checkpoint::{DType as StoredType, Grouped, Tensor, TensorInfo, Trellis};
 use marlin_cpu::attention::{KvShape, LatentShape, Sequence, Span, Stored, attention, latent_attention};
@@ -461,6 +463,9 @@ fn main() -> Result<()> {
     let cpu = Cpu::new(0);
     if sections == ["exl3-core"] {
         return exl3_core(cpu.level());
+    }
+    if sections == ["encode"] {
+        return encode::search(cpu.level());
     }
     if sections == ["exl3-model"] {
         return exl3_model(&cpu);
