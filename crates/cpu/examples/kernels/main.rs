@@ -1,5 +1,5 @@
 //! Measures the kernels on this machine: `cargo run --release --example kernels -- [section ...]`, where a section is
-//! `gemv`, `gemm`, `attention`, `pool`, `grouped`, `exl3` or nothing for all (and alone: `exl3-core`, one core without memory;
+//! `gemv`, `gemm`, `attention`, `pool`, `grouped`, `exl3` or nothing for all (and alone: `exl3-core`, one core without memory; `encode`, the search for codes;
 //! `exl3-model`, the layers of a model). Every rate is printed with its share of what was measured
 //! as the machine's own.
 
