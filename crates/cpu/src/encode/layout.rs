@@ -6,6 +6,8 @@
 //!
 //! * From 4 bits on, a vector's sixteen lanes are neighbours that all come from the same states: the cost of a state is
 //!   spread over the lanes, and states lie in their own order.
+//! * With 3 bits, a vector holds eight neighbours of two tiles, by turns, whose costs lie by turns, too; a line of the
+//!   codebook is for two such vectors.
 //! * Below, lanes are states whose siblings are in one vector, too, so that costs are loaded as they lie. New costs come
 //!   out with successors of one state in different vectors, and a transposition of 16 vectors puts them in order; which four
 //!   bits of a state choose its lane is such that this order is the same one again.
@@ -21,10 +23,10 @@ const LINE: usize = 16;
 /// Vectors of new states that are computed side by side from 4 bits on.
 pub const GROUP: usize = 8;
 
-/// For 1 to 3 bits: the bits of a state that choose its lane, and those of `state >> bits` that choose one of the parts of
+/// For 1 and 2 bits: the bits of a state that choose its lane, and those of `state >> bits` that choose one of the parts of
 /// a block of 256 new states. Shifted by `bits`, the latter are the former's last.
-const LANE_BITS: [[usize; 4]; 3] = [[0, 2, 4, 6], [0, 1, 4, 5], [0, 1, 2, 6]];
-const PART_BITS: [&[usize]; 3] = [&[1, 3, 5], &[2, 3], &[3]];
+const LANE_BITS: [[usize; 4]; 2] = [[0, 2, 4, 6], [0, 1, 4, 5]];
+const PART_BITS: [&[usize]; 2] = [&[1, 3, 5], &[2, 3]];
 
 /// A codebook for a number of bits, in the order of the search.
 pub struct Layout {
@@ -32,14 +34,14 @@ pub struct Layout {
     pub bits: usize,
     /// Values by word.
     pub values: Vec<f32>,
-    /// From 4 bits on: values in the order of the search.
+    /// From 3 bits on: values in the order of the search.
     pub table: Vec<f32>,
     /// Below: the same as the bits of `f16`, which they are exactly. There are more states than vectors of a table there,
     /// and the second cache's bandwidth is what the search waits for.
     pub halves: Vec<u16>,
     /// Where the cost of each state lies.
     pub places: Vec<u16>,
-    /// Below 4 bits: for each block, part and upper bits, where the costs of sixteen states begin.
+    /// Below 3 bits: for each block, part and upper bits, where the costs of sixteen states begin.
     pub offsets: Vec<u32>,
 }
 
@@ -54,7 +56,11 @@ impl Layout {
         let values = (0..=u16::MAX).map(|word| codebook.value(word).to_f32()).collect();
         let empty =
             Layout { bits, values, table: Vec::new(), halves: Vec::new(), places: Vec::new(), offsets: Vec::new() };
-        if bits < 4 { empty.transposed() } else { empty.plain() }
+        match bits {
+            1 | 2 => empty.transposed(),
+            3 => empty.by_turns(),
+            _ => empty.plain(),
+        }
     }
 
     /// Number of states.
@@ -66,12 +72,33 @@ impl Layout {
     /// without a line between them.
     #[inline(always)]
     pub fn place(&self, index: usize) -> usize {
-        if self.bits < 4 { index + (index >> (BITS - 2 * self.bits)) * LINE } else { index }
+        if self.bits < 3 { index + (index >> (BITS - 2 * self.bits)) * LINE } else { index }
     }
 
     /// Values between the costs of one step and those of another.
     pub fn room(&self) -> usize {
         self.place(self.states()) + 5 * LINE
+    }
+
+    /// Tiles whose costs lie by turns.
+    pub fn turns(&self) -> usize {
+        if self.bits == 3 { 2 } else { 1 }
+    }
+
+    fn by_turns(mut self) -> Layout {
+        self.places = (0..self.states()).map(|state| state as u16).collect();
+        let symbols = 1 << self.bits;
+        for from in (0..self.states()).step_by(GROUP * symbols) {
+            for upper in 0..symbols {
+                for line in (0..GROUP).step_by(2) {
+                    let word = upper << (BITS - self.bits) | (from + line * symbols);
+                    for symbol in 0..symbols {
+                        self.table.extend([self.values[word + symbol], self.values[word + symbols + symbol]]);
+                    }
+                }
+            }
+        }
+        self
     }
 
     fn plain(mut self) -> Layout {

@@ -27,7 +27,7 @@ use layout::Layout;
 use marlin_checkpoint::weight::Codebook;
 use search::{Forward, Pass, Rooms, back, cheapest};
 use std::sync::OnceLock;
-use step::PAIR;
+use step::TILES;
 
 /// Steps before and after position 0 in the first pass: once around.
 const LEAD: usize = TILE / 2;
@@ -58,17 +58,16 @@ pub fn encode(cpu: &Cpu, codebook: Codebook, bits: usize, targets: &[f32], words
     }
     let layout = layout(codebook, bits);
     let words = Shared::of(words);
-    cpu.pool().run(tiles.len().div_ceil(PAIR), &|pair| {
-        let first = pair * PAIR;
-        // A last tile without a partner is searched twice.
-        let both = [first, (first + 1).min(tiles.len() - 1)];
-        let targets = both.map(|tile| &tiles[tile]);
+    cpu.pool().run(tiles.len().div_ceil(TILES), &|group| {
+        let first = group * TILES;
+        // Where tiles are wanting, the last is searched several times.
+        let group: [usize; TILES] = std::array::from_fn(|i| (first + i).min(tiles.len() - 1));
+        let targets = group.map(|tile| &tiles[tile]);
         scratch(4 * Rooms::values(layout), |memory| {
             let rooms = Rooms::new(layout, memory.cast());
-            // SAFETY: the level is one that the machine has; the rooms are as large as the layout asks for, and a pass is
-            // run before its costs are looked at.
+            // SAFETY: the level is one that the machine has; the rooms are as large as the layout asks for.
             let ways = unsafe { search(cpu, layout, rooms, targets) };
-            for (tile, way) in both.into_iter().zip(ways).take(tiles.len() - first) {
+            for (tile, way) in group.into_iter().zip(ways).take(tiles.len() - first) {
                 // SAFETY: there are as many words as targets, and each tile belongs to one task.
                 unsafe { words.part(tile * TILE, TILE) }.copy_from_slice(&way);
             }
@@ -77,24 +76,24 @@ pub fn encode(cpu: &Cpu, codebook: Codebook, bits: usize, targets: &[f32], words
     Ok(())
 }
 
-/// The words of two tiles.
+/// The words of tiles side by side.
 ///
 /// # Safety
 /// The rooms have the memory that they need, and the machine has the level.
-unsafe fn search(cpu: &Cpu, layout: &Layout, rooms: Rooms, targets: [&[f32; TILE]; PAIR]) -> [[u16; TILE]; PAIR] {
-    let mut ways = [[0; TILE]; PAIR];
-    let mut start = [0; PAIR];
+unsafe fn search(cpu: &Cpu, layout: &Layout, rooms: Rooms, targets: [&[f32; TILE]; TILES]) -> [[u16; TILE]; TILES] {
+    let mut ways = [[0; TILE]; TILES];
+    let mut start = [0; TILES];
     // SAFETY: the caller's promises; each pass is run before the way back through it.
     unsafe {
         let pass = Pass::around(LEAD);
         simd::run(cpu.level(), Forward { layout, rooms, pass, targets, start: None });
-        for tile in 0..PAIR {
+        for tile in 0..TILES {
             let end = cheapest(layout, rooms, pass, tile);
             start[tile] = back(layout, rooms, pass, tile, targets[tile], end, |_, _| {});
         }
         let pass = Pass::whole();
         simd::run(cpu.level(), Forward { layout, rooms, pass, targets, start: Some(start) });
-        for tile in 0..PAIR {
+        for tile in 0..TILES {
             back(layout, rooms, pass, tile, targets[tile], start[tile], |at, word| ways[tile][at] = word);
         }
     }

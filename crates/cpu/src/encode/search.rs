@@ -1,7 +1,7 @@
 //! The two passes of the search, and the way back.
 
 use super::layout::Layout;
-use super::step::{PAIR, Step, step};
+use super::step::{Step, TILES, step};
 use crate::simd::{Kernel, Simd};
 
 /// Weights of a tile.
@@ -34,25 +34,26 @@ impl Pass {
     }
 }
 
-/// Memory of a pair of tiles: for each, a start, two rooms that are used in turn, and rooms that are kept.
+/// Memory of tiles side by side: for each, a start, two rooms that are used in turn, and rooms that are kept.
 #[derive(Clone, Copy)]
 pub struct Rooms {
     at: *mut f32,
     size: usize,
     stride: usize,
+    turns: usize,
 }
 
 impl Rooms {
     const KEPT: usize = 3;
 
-    /// Values that a pair of tiles needs.
+    /// Values that the tiles need.
     pub fn values(layout: &Layout) -> usize {
-        PAIR * (Rooms::KEPT + TILE.div_ceil(STRIDE[layout.bits - 1])) * layout.room()
+        TILES * (Rooms::KEPT + TILE.div_ceil(STRIDE[layout.bits - 1])) * layout.room()
     }
 
     /// In memory of [`Rooms::values`] values.
     pub fn new(layout: &Layout, at: *mut f32) -> Rooms {
-        Rooms { at, size: layout.room(), stride: STRIDE[layout.bits - 1] }
+        Rooms { at, size: layout.room(), stride: STRIDE[layout.bits - 1], turns: layout.turns() }
     }
 
     /// Whether the costs after step `i` of a pass are kept.
@@ -68,27 +69,27 @@ impl Rooms {
             _ => 1 + i % 2,
         };
         // SAFETY: the caller's memory has room for all of them.
-        unsafe { self.at.add((room * PAIR + tile) * self.size) }
+        unsafe { self.at.add((room * TILES + tile / self.turns * self.turns) * self.size + tile % self.turns) }
     }
 
-    /// The costs after step `i`.
+    /// The cost of a state after step `i`.
     ///
     /// # Safety
-    /// They have been computed, and nothing writes them as long as they are borrowed.
-    unsafe fn costs<'a>(self, pass: Pass, tile: usize, i: usize) -> &'a [f32] {
-        // SAFETY: the caller's promise.
-        unsafe { std::slice::from_raw_parts(self.room(pass, tile, i), self.size) }
+    /// It has been computed.
+    unsafe fn cost(self, layout: &Layout, pass: Pass, tile: usize, i: usize, state: usize) -> f32 {
+        // SAFETY: the caller's promise; places are inside a room.
+        unsafe { *self.room(pass, tile, i).add(self.turns * usize::from(layout.places[state])) }
     }
 }
 
-/// The steps of a pass for two tiles.
+/// The steps of a pass.
 pub struct Forward<'a> {
     pub layout: &'a Layout,
     pub rooms: Rooms,
     pub pass: Pass,
-    pub targets: [&'a [f32; TILE]; PAIR],
+    pub targets: [&'a [f32; TILE]; TILES],
     /// The states that the tiles start from; any, without.
-    pub start: Option<[usize; PAIR]>,
+    pub start: Option<[usize; TILES]>,
 }
 
 impl Kernel for Forward<'_> {
@@ -99,18 +100,24 @@ impl Kernel for Forward<'_> {
         let Forward { layout, rooms, pass, targets, start } = self;
         // SAFETY: the rooms are as large as `Rooms::values` says.
         unsafe {
-            for tile in 0..PAIR {
-                let costs = std::slice::from_raw_parts_mut(rooms.room(pass, tile, 0), rooms.size);
-                costs.fill(if start.is_some() { f32::INFINITY } else { 0.0 });
+            for tile in 0..TILES {
+                let costs = rooms.room(pass, tile, 0);
+                for place in 0..rooms.size {
+                    *costs.add(rooms.turns * place) = if start.is_some() { f32::INFINITY } else { 0.0 };
+                }
                 if let Some(start) = start {
-                    costs[usize::from(layout.places[start[tile]])] = 0.0;
+                    *costs.add(rooms.turns * usize::from(layout.places[start[tile]])) = 0.0;
                 }
             }
+            let (mut from, mut to, mut target) =
+                ([std::ptr::null(); TILES], [std::ptr::null_mut(); TILES], [0.0; TILES]);
             for i in 1..=pass.steps {
-                let at = (pass.first + i - 1) % TILE;
-                let from = [rooms.room(pass, 0, i - 1).cast_const(), rooms.room(pass, 1, i - 1).cast_const()];
-                let to = [rooms.room(pass, 0, i), rooms.room(pass, 1, i)];
-                step::<S>(layout, Step { from, to, target: [targets[0][at], targets[1][at]] });
+                for tile in 0..TILES {
+                    from[tile] = rooms.room(pass, tile, i - 1).cast_const();
+                    to[tile] = rooms.room(pass, tile, i);
+                    target[tile] = targets[tile][(pass.first + i - 1) % TILE];
+                }
+                step::<S>(layout, Step { from, to, target });
             }
         }
     }
@@ -122,8 +129,7 @@ impl Kernel for Forward<'_> {
 /// The pass has been run.
 pub unsafe fn cheapest(layout: &Layout, rooms: Rooms, pass: Pass, tile: usize) -> usize {
     // SAFETY: the caller's promise.
-    let costs = unsafe { rooms.costs(pass, tile, pass.steps) };
-    let cost = |state: usize| costs[usize::from(layout.places[state])];
+    let cost = |state: usize| unsafe { rooms.cost(layout, pass, tile, pass.steps, state) };
     (1..layout.states()).fold(0, |best, state| if cost(state) < cost(best) { state } else { best })
 }
 
@@ -148,14 +154,13 @@ pub unsafe fn back(
         // The last step before this one whose costs are kept, and the costs there of all states that lead here.
         let from = (i - 1) / rooms.stride * rooms.stride;
         let steps = i - from;
-        // SAFETY: the caller's promise.
-        let costs = unsafe { rooms.costs(pass, tile, from) };
         // A state that `n` steps lead from to `state` is `state >> n bits` below `n bits` free ones.
         let free = |n: usize| n * bits;
         let known = |n: usize| state >> free(n);
         let place = |top: usize| top << (upper - free(steps)) | known(steps);
         let mut cost: Vec<f32> =
-            (0..1 << free(steps)).map(|top| costs[usize::from(layout.places[place(top)])]).collect();
+            // SAFETY: the caller's promise.
+            (0..1 << free(steps)).map(|top| unsafe { rooms.cost(layout, pass, tile, from, place(top)) }).collect();
         ways.clear();
         for s in 0..steps {
             let left = steps - s - 1;

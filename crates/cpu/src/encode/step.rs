@@ -3,15 +3,16 @@
 use super::layout::{GROUP, Layout};
 use crate::simd::Simd;
 
-/// Tiles that are searched side by side, so that the codebook is read once for both.
-pub const PAIR: usize = 2;
+/// Tiles that are searched side by side, so that the codebook is read for several.
+pub const TILES: usize = 2;
 
-/// Costs of all states before and after a step, for each tile, and the target that the step's word is to meet.
+/// Costs of all states before and after a step, for each tile, and the target that the step's word is to meet. Of tiles
+/// whose costs lie by turns, those of the first come first.
 #[derive(Clone, Copy)]
 pub struct Step {
-    pub from: [*const f32; PAIR],
-    pub to: [*mut f32; PAIR],
-    pub target: [f32; PAIR],
+    pub from: [*const f32; TILES],
+    pub to: [*mut f32; TILES],
+    pub target: [f32; TILES],
 }
 
 /// `to[s] = min (from[w >> bits] + (value[w] - target)^2)` over the words `w` that end in state `s`.
@@ -22,20 +23,27 @@ pub struct Step {
 pub unsafe fn step<S: Simd>(layout: &Layout, step: Step) {
     // Registers for so many sums: on narrow levels one tile after the other, half as many at a time.
     let wide = S::MR >= 4;
+    let Step { from, to, target } = step;
     // SAFETY: the caller's promises.
     unsafe {
-        if wide {
-            both::<S, 2, 8>(layout, step.from, step.to, step.target);
+        if layout.bits == 3 {
+            if wide {
+                by_turns::<S, 8>(layout, from[0], to[0], target);
+            } else {
+                by_turns::<S, 4>(layout, from[0], to[0], target);
+            }
+        } else if wide {
+            some::<S, 2, 8>(layout, from, to, target);
         } else {
-            for i in 0..PAIR {
-                both::<S, 1, 4>(layout, [step.from[i]], [step.to[i]], [step.target[i]]);
+            for i in 0..TILES {
+                some::<S, 1, 4>(layout, [from[i]], [to[i]], [target[i]]);
             }
         }
     }
 }
 
 #[inline(always)]
-unsafe fn both<S: Simd, const T: usize, const N: usize>(
+unsafe fn some<S: Simd, const T: usize, const N: usize>(
     layout: &Layout,
     from: [*const f32; T],
     to: [*mut f32; T],
@@ -46,7 +54,6 @@ unsafe fn both<S: Simd, const T: usize, const N: usize>(
         match layout.bits {
             1 => transposed::<S, 1, T, 2>(layout, from, to, target),
             2 => transposed::<S, 2, T, 4>(layout, from, to, target),
-            3 => transposed::<S, 3, T, N>(layout, from, to, target),
             4 => plain::<S, 4, T, N>(layout, from, to, target),
             5 => plain::<S, 5, T, N>(layout, from, to, target),
             6 => plain::<S, 6, T, N>(layout, from, to, target),
@@ -78,7 +85,7 @@ unsafe fn way<S: Simd>(value: S::F, target: S::F, cost: S::F) -> S::F {
     }
 }
 
-/// Below 4 bits.
+/// Below 3 bits.
 #[inline(always)]
 unsafe fn transposed<S: Simd, const K: usize, const T: usize, const N: usize>(
     layout: &Layout,
@@ -122,6 +129,35 @@ unsafe fn transposed<S: Simd, const K: usize, const T: usize, const N: usize>(
             for i in 0..T {
                 S::transpose(sums[i].as_ptr().cast(), 16, to[i].add(layout.place(256 * block)).cast(), 16);
             }
+        }
+    }
+}
+
+/// With 3 bits, two tiles by turns.
+#[inline(always)]
+unsafe fn by_turns<S: Simd, const N: usize>(layout: &Layout, from: *const f32, to: *mut f32, target: [f32; TILES]) {
+    const SYMBOLS: usize = 8;
+    let mut table = layout.table.as_ptr();
+    // SAFETY: the caller's promises; the table is as long as these loops walk.
+    unsafe {
+        let target = S::splat_two(target.as_ptr());
+        for group in (0..layout.states() / SYMBOLS).step_by(GROUP) {
+            for first in (0..GROUP).step_by(N) {
+                let mut best = [S::zero(); N];
+                for upper in 0..SYMBOLS {
+                    for n in 0..N {
+                        let at = upper << 10 | (group + first + n);
+                        let line = table.add((upper * GROUP + first + n) / 2 * 16);
+                        let value = if n % 2 == 0 { S::load_evens(line) } else { S::load_odds(line) };
+                        let way = way::<S>(value, target, S::splat_two(from.add(TILES * at)));
+                        best[n] = if upper == 0 { way } else { S::min(way, best[n]) };
+                    }
+                }
+                for n in 0..N {
+                    S::store(to.add(16 * (group + first + n)), best[n]);
+                }
+            }
+            table = table.add(16 * GROUP / 2 * SYMBOLS);
         }
     }
 }

@@ -195,6 +195,13 @@ pub trait Simd: Int8 {
     /// Adds the two products of each pair to the pair's lane.
     unsafe fn dot(acc: Self::F, a: Self::B, b: Self::B) -> Self::F;
 
+    /// Loads the even ones of sixteen values, each twice: `p[0], p[0], p[2], p[2], ...`.
+    unsafe fn load_evens(p: *const f32) -> Self::F;
+    /// Loads the odd ones of sixteen values, each twice: `p[1], p[1], p[3], p[3], ...`.
+    unsafe fn load_odds(p: *const f32) -> Self::F;
+    /// Two values, by turns: `p[0], p[1], p[0], p[1], ...`.
+    unsafe fn splat_two(p: *const f32) -> Self::F;
+
     /// Hints that the cache line at `p` is wanted soon; any address is allowed.
     unsafe fn prefetch(_p: *const u8) {}
 

@@ -265,6 +265,24 @@ impl<const DOT: bool> Simd for Neon<DOT> {
         unsafe { vmaxvq_f32(pick_gt(pick_gt(a[0], a[2]), pick_gt(a[1], a[3]))) }
     }
     #[inline(always)]
+    unsafe fn load_evens(p: *const f32) -> Self::F {
+        unsafe {
+            let v = Self::load(p);
+            each!(vtrn1q_f32, v, v)
+        }
+    }
+    #[inline(always)]
+    unsafe fn load_odds(p: *const f32) -> Self::F {
+        unsafe {
+            let v = Self::load(p);
+            each!(vtrn2q_f32, v, v)
+        }
+    }
+    #[inline(always)]
+    unsafe fn splat_two(p: *const f32) -> Self::F {
+        unsafe { [vreinterpretq_f32_f64(vdupq_n_f64(p.cast::<f64>().read_unaligned())); 4] }
+    }
+    #[inline(always)]
     unsafe fn load_pairs(p: *const u8) -> Self::B {
         unsafe {
             [

@@ -107,6 +107,18 @@ impl Simd for Scalar {
     unsafe fn largest(a: Self::F) -> f32 {
         tree(a, |x, y| pick(x, y, x > y))
     }
+    unsafe fn load_evens(p: *const f32) -> Self::F {
+        let v = unsafe { Self::load(p) };
+        from_fn(|i| v[i & !1])
+    }
+    unsafe fn load_odds(p: *const f32) -> Self::F {
+        let v = unsafe { Self::load(p) };
+        from_fn(|i| v[i | 1])
+    }
+    unsafe fn splat_two(p: *const f32) -> Self::F {
+        let v = unsafe { p.cast::<[f32; 2]>().read_unaligned() };
+        from_fn(|i| v[i & 1])
+    }
     unsafe fn load_pairs(p: *const u8) -> Self::B {
         from_fn(|i| half_at(p, i))
     }

@@ -199,6 +199,28 @@ impl Simd for Avx2 {
         }
     }
     #[inline(always)]
+    unsafe fn load_evens(p: *const f32) -> Self::F {
+        unsafe {
+            {
+                let v = Self::load(p);
+                both!(_mm256_moveldup_ps, v)
+            }
+        }
+    }
+    #[inline(always)]
+    unsafe fn load_odds(p: *const f32) -> Self::F {
+        unsafe {
+            {
+                let v = Self::load(p);
+                both!(_mm256_movehdup_ps, v)
+            }
+        }
+    }
+    #[inline(always)]
+    unsafe fn splat_two(p: *const f32) -> Self::F {
+        unsafe { [_mm256_castpd_ps(_mm256_set1_pd(p.cast::<f64>().read_unaligned())); 2] }
+    }
+    #[inline(always)]
     unsafe fn load_pairs(p: *const u8) -> Self::B {
         unsafe { [_mm256_loadu_si256(p.cast()), _mm256_loadu_si256(p.add(32).cast())] }
     }

@@ -199,6 +199,18 @@ impl<const DOT: bool> Simd for Avx512<DOT> {
         }
     }
     #[inline(always)]
+    unsafe fn load_evens(p: *const f32) -> Self::F {
+        unsafe { _mm512_moveldup_ps(_mm512_loadu_ps(p)) }
+    }
+    #[inline(always)]
+    unsafe fn load_odds(p: *const f32) -> Self::F {
+        unsafe { _mm512_movehdup_ps(_mm512_loadu_ps(p)) }
+    }
+    #[inline(always)]
+    unsafe fn splat_two(p: *const f32) -> Self::F {
+        unsafe { _mm512_castpd_ps(_mm512_set1_pd(p.cast::<f64>().read_unaligned())) }
+    }
+    #[inline(always)]
     unsafe fn load_pairs(p: *const u8) -> Self::B {
         unsafe { _mm512_loadu_si512(p.cast()) }
     }
