@@ -125,6 +125,7 @@ impl Method for Exl3 {
         let (mut space, mut regular) = Space::of(compute, module, weight);
         let scale = scale::search(compute, self, &regular)?;
         space.scale_inputs(1.0 / scale);
+        space.balance();
         regular.data_mut().iter_mut().for_each(|w| *w *= scale);
         let feedback = match hessian {
             Some(hessian) => ldlq::feedback(compute, module, &space, hessian)?,
@@ -134,14 +135,17 @@ impl Method for Exl3 {
         let (suh, svh) = space.stored().map_err(refuse)?;
         Space::restore(compute, &mut coded, &suh, &svh);
 
-        let mut decoded = Vec::with_capacity(out * inputs);
-        (0..out).for_each(|row| decoded.extend_from_slice(&coded.row(row)[..inputs]));
         let [down, across] = [coded.cols() / TILE, coded.rows() / TILE];
         let shape = vec![down, across, TILE * self.bits];
         let data = trellis.into_iter().flat_map(u16::to_le_bytes).collect();
         let trellis = Written { suffix: "trellis".into(), dtype: DType::I16, shape, data };
         let mut tensors = vec![trellis, halves("suh", &suh), halves("svh", &svh)];
         tensors.extend(self.marker());
-        Ok(Quantised { tensors, decoded: Matrix::new(out, inputs, decoded)? })
+        let decoded = if [coded.rows(), coded.cols()] == [out, inputs] {
+            coded
+        } else {
+            Matrix::new(out, inputs, (0..out).flat_map(|row| &coded.row(row)[..inputs]).copied().collect())?
+        };
+        Ok(Quantised { tensors, decoded })
     }
 }

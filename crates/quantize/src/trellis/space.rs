@@ -93,6 +93,19 @@ impl Space {
         self.inputs.iter_mut().for_each(|s| *s *= factor);
     }
 
+    /// Moves a power of two from the outputs' scales, which are about one, to the inputs' where these would leave the range in
+    /// which `f16` is precise.
+    pub fn balance(&mut self) {
+        const LEAST: f32 = 1.0 / 256.0;
+        const MOST: i32 = 10;
+        let most = self.inputs.iter().fold(0.0f32, |most, s| most.max(s.abs()));
+        if most > 0.0 && most < LEAST {
+            let factor = 2.0f32.powi(((LEAST / most).log2().ceil() as i32).min(MOST));
+            self.inputs.iter_mut().for_each(|s| *s *= factor);
+            self.outputs.iter_mut().for_each(|s| *s /= factor);
+        }
+    }
+
     /// The scales as EXL3 stores them: of inputs and of outputs. Outputs without weights get zero, and so do inputs'
     /// scales too small for `f16`; one that is too large is an error.
     pub fn stored(&self) -> Result<(Vec<f16>, Vec<f16>), String> {

@@ -276,6 +276,17 @@ fn threads_do_not_matter() {
     assert_eq!(one.decoded, three.decoded);
 }
 
+/// The scales of weak weights are not lost in `f16`.
+#[test]
+fn weak_weights() {
+    let (cpu, method) = (Cpu::new(2), Exl3::new(6, Codebook::Mul1).unwrap());
+    let [strong, weak] = [1.0, 1e-6].map(|scale| {
+        let weight = Matrix::new(16, 128, gaussian(16 * 128, 5).iter().map(|v| scale * v).collect()).unwrap();
+        nmse(&method.quantise(&cpu, "m", &weight, None).unwrap().decoded, &weight)
+    });
+    assert!(weak < 1.03 * strong, "{weak} against {strong}");
+}
+
 #[test]
 fn what_cannot_be_quantised() {
     let cpu = Cpu::new(1);
