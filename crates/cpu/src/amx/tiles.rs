@@ -77,7 +77,8 @@ impl Tiles {
     /// Tiles are available, and the thread has no other `Tiles`.
     pub(super) unsafe fn shape() -> Tiles {
         let mut config = Config { palette: 1, start_row: 0, reserved: [0; 14], bytes: [0; 16], rows: [0; 16] };
-        (config.bytes[..8].fill(64), config.rows[..8].fill(16));
+        config.bytes[..8].fill(64);
+        config.rows[..8].fill(16);
         // SAFETY: a valid configuration of 64 bytes.
         unsafe { asm!("ldtilecfg [{}]", in(reg) &config, options(nostack, readonly, preserves_flags)) };
         Tiles(())

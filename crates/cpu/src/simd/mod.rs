@@ -33,7 +33,7 @@ pub enum Level {
     Avx512,
     /// [`Level::Avx512`] with the `bf16` and byte dot products.
     Avx512Bf16,
-    /// [`Level::Avx512Bf16`] with Intel's matrix tiles ([`amx`](crate::amx)).
+    /// [`Level::Avx512Bf16`] with Intel's matrix tiles (AMX).
     Amx,
     /// aarch64 NEON with the byte dot product.
     Neon,
