@@ -98,36 +98,73 @@ pub fn front(artifacts: &[(Artifact, Kld)]) -> String {
         steps.push(format!("{:.1},{:.1}", x(sizes[*i]), y(kl(*i))));
     }
     out.push_str(&format!("<polyline class=\"front\" points=\"{}\"/>\n", steps.join(" ")));
-    // Names beside their points, each moved down until it is clear of those above on its side.
-    let mut taken: [Vec<f64>; 2] = [Vec::new(), Vec::new()];
-    order.sort_by(|a, b| kl(*b).total_cmp(&kl(*a)));
-    for i in order {
-        let (index, (artifact, kld)) = points[i];
-        let (px, py) = (x(sizes[i]), y(kld.mean));
+    let mut taken: Vec<Area> = Vec::new();
+    for i in &order {
+        let (artifact, kld) = points[*i].1;
+        let (px, py) = (x(sizes[*i]), y(kld.mean));
         let [from, _, to] = ends(kld).map(|v| if v > 0.0 { y(v) } else { bottom });
         out.push_str(&line("error", (px, from), (px, to)));
-        [from, to].map(|at| out.push_str(&line("error", (px - 4.0, at), (px + 4.0, at))));
-        let class = if best.contains(&i) { "on" } else { "off" };
+        for at in [from, to] {
+            out.push_str(&line("error", (px - 4.0, at), (px + 4.0, at)));
+        }
+        let class = if best.contains(i) { "on" } else { "off" };
         let exact = format!("{}: {}, KL {} ± {}", artifact.name, bytes(artifact.bytes), kld.mean, kld.stderr);
         out.push_str(&format!(
             "<circle class=\"{class}\" cx=\"{px:.1}\" cy=\"{py:.1}\" r=\"4\"><title>{}</title></circle>\n",
             escape(&exact)
         ));
-        let late = px > (left + right) / 2.0;
-        let side = &mut taken[usize::from(late)];
-        let mut at = py + 4.0;
-        while side.iter().any(|other| (other - at).abs() < 14.0) {
-            at += 2.0;
+        taken.push(Area { left: px - 5.0, right: px + 5.0, top: py - 5.0, bottom: py + 5.0 });
+    }
+    let plot = Area { left, right, top, bottom };
+    for i in order {
+        let (index, (artifact, kld)) = points[i];
+        let name = format!("{} {}", index + 1, short(&artifact.name));
+        let at = (x(sizes[i]), y(kld.mean));
+        let area = place(at, 6.6 * name.chars().count() as f64, &plot, &taken);
+        let middle = (area.top + area.bottom) / 2.0;
+        let (anchor, edge) = if area.left > at.0 { ("start", area.left) } else { ("end", area.right) };
+        if (middle - at.1).abs() > 1.0 {
+            out.push_str(&line("axis", at, (edge, middle)));
         }
-        side.push(at);
-        let (anchor, from) = if late { ("end", px - 9.0) } else { ("start", px + 9.0) };
-        out.push_str(&text("", anchor, (from, at), &format!("{} {}", index + 1, short(&artifact.name))));
+        out.push_str(&text("name", anchor, (edge, middle + 4.0), &name));
+        taken.push(area);
     }
     format!(
         "<figure class=\"wide\">\n{}<figcaption>KL divergence in nats, on a logarithmic scale, with its standard error. Filled: \
          no smaller checkpoint here is as close to the original.</figcaption>\n</figure>\n{same}",
         svg("KL divergence over size", bottom + 44.0, &out)
     )
+}
+
+/// A rectangle of the chart.
+#[derive(Clone, Copy)]
+struct Area {
+    left: f64,
+    right: f64,
+    top: f64,
+    bottom: f64,
+}
+
+impl Area {
+    fn meets(&self, other: &Self) -> bool {
+        self.left < other.right && other.left < self.right && self.top < other.bottom && other.top < self.bottom
+    }
+}
+
+/// Where a name of some width goes: beside its point, or as little above or below that as keeps it clear of what is there.
+fn place(at: (f64, f64), width: f64, plot: &Area, taken: &[Area]) -> Area {
+    let beside = |right: bool, middle: f64| {
+        let left = if right { at.0 + 12.0 } else { at.0 - 12.0 - width };
+        Area { left, right: left + width, top: middle - 7.0, bottom: middle + 7.0 }
+    };
+    let first = at.0 + 12.0 + width <= plot.right;
+    let inside =
+        |a: &Area| a.left >= plot.left && a.right <= plot.right && a.top >= plot.top && a.bottom <= plot.bottom;
+    let moves = (0..40).map(|i| f64::from((i + 1) / 2) * if i % 2 == 0 { -8.0 } else { 8.0 });
+    moves
+        .flat_map(|by| [first, !first].map(|right| beside(right, at.1 + by)))
+        .find(|area| inside(area) && !taken.iter().any(|other| other.meets(area)))
+        .unwrap_or_else(|| beside(first, at.1))
 }
 
 fn range(values: impl Iterator<Item = f64>) -> (f64, f64) {

@@ -12,7 +12,7 @@ use charts::{bits, front, layers};
 use marlin_checkpoint::Checkpoint;
 use marlin_eval::{Breakdown, Footprint, Kld};
 use marlin_models::Architecture;
-use words::{bytes, data, grouped, number, part};
+use words::{bytes, data, grouped, number, part, with_error};
 
 /// Modules that are listed for each checkpoint.
 const WORST: usize = 8;
@@ -142,7 +142,7 @@ impl Page {
                 100.0 * ratio * kld.ln_ppl_ratio_stderr
             );
             let divergence = format!(
-                "{} <small>median {}, 99 % {}</small>",
+                "{} <small>median {}, 99th percentile {}</small>",
                 with_error(kld.mean, kld.stderr),
                 number(kld.percentiles.p50),
                 number(kld.percentiles.p99)
@@ -218,10 +218,6 @@ fn row(name: &str, cells: [String; 7]) -> String {
     };
     let cells: String = cells.into_iter().zip(&COLUMNS[1..]).map(cell).collect();
     format!("<tr><th scope=\"row\">{name}</th>{cells}</tr>\n")
-}
-
-fn with_error(value: f64, error: f64) -> String {
-    format!("{} ± {}", data(value, &number(value)), data(error, &number(error)))
 }
 
 fn size(artifact: &Artifact, original: Option<&Artifact>) -> String {

@@ -59,6 +59,19 @@ fn page(artifacts: Vec<(Artifact, Kld)>) -> String {
     Page::new(artifact("orig<script>", 1_234_567_890, 16), artifacts, "held'out & \"more\"".to_owned()).unwrap().html()
 }
 
+/// Dots that all but coincide have names that do not.
+#[test]
+fn names_of_close_points_keep_apart() {
+    let close = |i: u64| (artifact(&format!("checkpoint-{i}"), 400_000_000 + i, 4), kld(0.04 + 1e-6 * i as f64));
+    let html = page((0..6).map(close).chain([(artifact("far", 900_000_000, 8), kld(0.001))]).collect());
+    let names = html.lines().filter(|l| l.contains("class=\"name\"") && l.contains("checkpoint-"));
+    let mut heights: Vec<f64> =
+        names.map(|l| l.split("y=\"").nth(1).unwrap().split('"').next().unwrap().parse().unwrap()).collect();
+    heights.sort_by(f64::total_cmp);
+    assert_eq!(heights.len(), 6);
+    assert!(heights.windows(2).all(|w| w[1] - w[0] >= 13.9), "{heights:?}");
+}
+
 fn count(text: &str, part: &str) -> usize {
     text.matches(part).count()
 }
@@ -80,12 +93,12 @@ fn numbers_are_those_given() {
     let html = page(vec![(artifact("one", 400_000_123, 4), kld(0.04)), (artifact("two", 300_000_000, 2), kld(0.16))]);
     for shown in [
         // KL and its error, what they are exactly and as they are shown.
-        "<data value=\"0.04\">0.04000</data> ± <data value=\"0.0025\">0.002500</data>",
-        "<data value=\"0.16\">0.1600</data> ± <data value=\"0.01\">0.01000</data>",
-        "median 0.01235, 99 % 0.7500",
+        "<data value=\"0.04\">0.0400</data> ± <data value=\"0.0025\">0.0025</data>",
+        "<data value=\"0.16\">0.160</data> ± <data value=\"0.01\">0.010</data>",
+        "median 0.01235, 99th percentile 0.7500",
         // exp(ln 2) - 1, and 2 x 0.015.
-        "<data value=\"76.0684\">76.07</data> ± <data value=\"2.625\">2.625</data> <small>+100.00 % ± 3.00 %",
-        "<data value=\"38.0342\">38.03</data> ± <data value=\"1.25\">1.250</data>",
+        "<data value=\"76.0684\">76.07</data> ± <data value=\"2.625\">2.62</data></span> <small>+100.00 % ± 3.00 %",
+        "<data value=\"38.0342\">38.03</data> ± <data value=\"1.25\">1.25</data>",
         "<data value=\"0.9140625\">91.41 %</data>",
         "<data value=\"0.0625\">6.25 %</data> <small><data value=\"0.3125\">31.25 %</data> of tokens",
         "<data value=\"400000123\">400.0 MB</data> <small>400,000,123 bytes, 32.4 % of the original",

@@ -18,6 +18,13 @@ pub fn number(value: f64) -> String {
     format!("{value:.digits$}")
 }
 
+/// A number and its standard error, to two digits of the error that matter and at least two after the point.
+pub fn with_error(value: f64, error: f64) -> String {
+    let digits = if error > 0.0 { 1 - error.log10().floor() as i32 } else { 4 }.clamp(2, 9) as usize;
+    let [value, error] = [value, error].map(|v| data(v, &format!("{v:.digits$}")));
+    format!("<span class=\"whole\">{value} ± {error}</span>")
+}
+
 /// A part of one as per cent, exact beside it.
 pub fn part(value: f64) -> String {
     data(value, &format!("{:.2} %", 100.0 * value))

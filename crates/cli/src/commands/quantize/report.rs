@@ -31,6 +31,8 @@ pub fn run(args: &ReportArgs) -> Result<()> {
         )));
     }
     let artifacts = described.into_iter().zip(measured).map(|(artifact, m)| (artifact, m.result)).collect();
+    // Where it lay is nobody's business.
+    let dataset = Path::new(&dataset).file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or(dataset);
     let page = Page::new(original, artifacts, dataset)?.html();
     std::fs::write(&args.output, page).map_err(|e| Failure::text(format!("{}: {e}", args.output.display())))?;
     output::print(&format!("{}\n", args.output.display()))
