@@ -328,3 +328,58 @@ fn a_write_that_fails_is_told_and_can_be_continued() {
     marlin(&resumed.iter().map(String::as_str).collect::<Vec<_>>()).ok();
     same(Path::new(&whole), Path::new(&out));
 }
+
+/// The value that a page has exactly beside what it shows.
+fn exact(value: &serde_json::Value) -> String {
+    format!("<data value=\"{:?}\">", value.as_f64().unwrap())
+}
+
+#[test]
+fn a_page_compares_checkpoints_with_their_original() {
+    let folder = tempfile::tempdir().unwrap();
+    let text = text(folder.path());
+    let at = |name: &str| path(folder.path(), name);
+    let (small, smaller, page, results) = (at("int8<b>"), at("int4"), at("page.html"), at("results.json"));
+    for (format, out) in [("int8", &small), ("int4", &smaller)] {
+        marlin(&["quantize", "fable", "--format", format, "-o", out, "--threads", "2"]).ok();
+    }
+    let few = ["--text", &text, "--tokens", "200", "--threads", "2"];
+    marlin(&[&["quantize", "report", "fable", &small, &smaller, "-o", &page], &few[..]].concat()).ok();
+    let html = std::fs::read_to_string(&page).unwrap();
+    assert!(html.contains("int8&lt;b&gt;") && html.contains("</b> int4") && !html.contains("int8<b>"));
+    assert!(!html.contains("http") && !html.contains(" src=") && !html.contains(" href="));
+
+    let mut measured = String::new();
+    for out in [&smaller, &small] {
+        let outcome = marlin(&[&["eval", "kld", "fable", out, "--json"], &few[..]].concat());
+        let json = outcome.json();
+        for value in [&json["mean"], &json["stderr"], &json["ppl_quantised"], &json["ppl_quantised_stderr"]] {
+            assert!(html.contains(&exact(value)), "{value}");
+        }
+        for value in [&json["ppl_reference"], &json["top1_agreement"], &json["flips"]["mean"], &json["flips"]["tokens"]]
+        {
+            assert!(html.contains(&exact(value)), "{value}");
+        }
+        let inspected = marlin(&["inspect", out, "--json"]).json();
+        assert!(html.contains(&exact(&inspected["storage"]["bits_per_weight"])));
+        assert!(html.contains(&format!("<data value=\"{}\">", inspected["bytes"])));
+        measured.push_str(&json.to_string());
+    }
+
+    // What was measured before makes the same page.
+    std::fs::write(&results, &measured).unwrap();
+    let again = at("again.html");
+    let from = ["quantize", "report", "fable", &small, &smaller, "--results", &results, "-o", &again];
+    marlin(&from).ok();
+    assert!(std::fs::read_to_string(&again).unwrap() == html);
+
+    std::fs::write(&results, &measured[..measured.find("}{").unwrap() + 1]).unwrap();
+    let missing = marlin(&from).error(1);
+    assert!(missing.contains("--results: there is none of int8<b> from fable"), "{missing}");
+    std::fs::write(&results, "{\"mean\": 1}").unwrap();
+    let wrong = marlin(&from).error(1);
+    assert!(wrong.contains("results.json: expected what eval kld --json writes"), "{wrong}");
+    let nowhere = at("nowhere/page.html");
+    let refused = marlin(&[&["quantize", "report", "fable", &small, "-o", &nowhere], &few[..]].concat()).error(1);
+    assert!(refused.contains("no file can be written there"), "{refused}");
+}

@@ -5,7 +5,7 @@ use crate::{Error, Protocol, Result};
 use marlin_backend::{Backend, Observer, SequenceStep, Step, Token};
 use marlin_cpu::Pool;
 use marlin_models::Model;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use std::sync::{Mutex, OnceLock, PoisonError};
 
 /// Bytes of logits of both models together that are held at once.
@@ -60,7 +60,7 @@ fn clamp(kl: f64) -> f64 {
 }
 
 /// KL divergences in order of size.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[allow(missing_docs)] // percentiles by their numbers
 pub struct Percentiles {
     pub p1: f64,
@@ -75,7 +75,7 @@ pub struct Percentiles {
 }
 
 /// How often routers choose other experts.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Flips {
     /// Part of the tokens whose set of experts differs, for each layer that has a router, in order.
     pub layers: Vec<f64>,
@@ -86,7 +86,7 @@ pub struct Flips {
 }
 
 /// The result, with everything it depends on.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Kld {
     /// Mean KL(reference || quantised) of a position, in nats.
     pub mean: f64,
@@ -106,8 +106,12 @@ pub struct Kld {
     pub ln_ppl_ratio_stderr: f64,
     /// Perplexity of the reference.
     pub ppl_reference: f64,
+    /// Its standard error.
+    pub ppl_reference_stderr: f64,
     /// Perplexity of the quantised model.
     pub ppl_quantised: f64,
+    /// Its standard error.
+    pub ppl_quantised_stderr: f64,
     /// Experts, where both models have routers.
     pub flips: Option<Flips>,
     /// Positions compared.
@@ -142,7 +146,12 @@ impl Kld {
         let delta = |d: &Divergence| d.log_p[1].exp() - d.log_p[0].exp();
         let (kl, stderr) = mean(found.iter().map(|d| d.kl));
         let (ratio, ratio_stderr) = mean(found.iter().map(|d| d.log_p[0] - d.log_p[1]));
-        let perplexity = |i: usize| (-found.iter().map(|d| d.log_p[i]).sum::<f64>() / count).exp();
+        // The error of the mean logarithm, carried through exp.
+        let perplexity = |i: usize| {
+            let (log_p, stderr) = mean(found.iter().map(|d| d.log_p[i]));
+            ((-log_p).exp(), (-log_p).exp() * stderr)
+        };
+        let (ppl, quantised) = (perplexity(0), perplexity(1));
         Self {
             mean: kl,
             stderr,
@@ -162,8 +171,10 @@ impl Kld {
             mean_delta_p: found.iter().map(delta).sum::<f64>() / count,
             ln_ppl_ratio: ratio,
             ln_ppl_ratio_stderr: ratio_stderr,
-            ppl_reference: perplexity(0),
-            ppl_quantised: perplexity(1),
+            ppl_reference: ppl.0,
+            ppl_reference_stderr: ppl.1,
+            ppl_quantised: quantised.0,
+            ppl_quantised_stderr: quantised.1,
             flips: None,
             tokens_scored: found.len(),
             tokens: 0,
@@ -386,6 +397,9 @@ mod tests {
         assert!(kld.ln_ppl_ratio.abs() < 1e-12 && (kld.ppl_reference - kld.ppl_quantised).abs() < 1e-12);
         // exp of the mean of ln 2, ln 2, ln 4, ln 4.
         assert!((kld.ppl_reference - 8f64.sqrt()).abs() < 1e-12);
+        // Those deviate by ln 2 / sqrt 3; their mean by half of that.
+        assert!((kld.ppl_reference_stderr - 8f64.sqrt() * 2f64.ln() / 12f64.sqrt()).abs() < 1e-12);
+        assert!((kld.ppl_quantised_stderr - kld.ppl_reference_stderr).abs() < 1e-12);
     }
 
     #[test]

@@ -9,6 +9,7 @@
 //! * [`Compute`]: the heavy inner loops, for a device to take over.
 //! * [`calibrate`](fn@calibrate): Hessians of every linear on a text, layer by layer ([`Stats`]).
 //! * [`Apply`]: a checkpoint, a method for each module, and a new checkpoint, resumable.
+//! * [`report`]: a page that compares checkpoints with their original.
 //! * [`Fingerprint`]: what a checkpoint answers, and whether it still does.
 
 mod apply;
@@ -28,6 +29,7 @@ mod matrix;
 mod method;
 pub mod planner;
 mod recipe;
+pub mod report;
 mod roles;
 mod trellis;
 

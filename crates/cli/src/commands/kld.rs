@@ -6,10 +6,11 @@ use crate::device::{self, Backend};
 use crate::error::{Failure, Result};
 use crate::progress::Bar;
 use crate::{ids, interrupt, model, output};
+use clap::ArgGroup;
 use marlin_checkpoint::Checkpoint;
-use marlin_eval::{Side, kld};
+use marlin_eval::{Protocol, Side, kld};
 use marlin_models::{LoadOptions, Model};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 
 /// Divergence of a quantised model from its original (lower is better)
@@ -18,13 +19,26 @@ use std::path::PathBuf;
 /// with the quantised model's q: KL(p || q) in nats, whether the likeliest token is the same, and what became of the right
 /// token's probability. Of mixtures it also counts how often a router chose another set of experts.
 #[derive(Debug, clap::Args)]
+#[command(group(ArgGroup::new("input").required(true).args(["text", "ids"])))]
 pub struct Kld {
     /// The original
     reference: String,
     /// What was made of it
     quantised: String,
+    #[command(flatten)]
+    input: InputArgs,
+    /// Print one JSON object
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    engine: EngineArgs,
+}
+
+/// On what predictions are compared.
+#[derive(Clone, Debug, clap::Args)]
+pub struct InputArgs {
     /// The text: any UTF-8 file, best one that no calibration has seen
-    #[arg(long, value_name = "FILE", required_unless_present = "ids", conflicts_with = "ids")]
+    #[arg(long, value_name = "FILE")]
     text: Option<PathBuf>,
     /// The text as token ids: 32-bit little-endian integers
     #[arg(long, value_name = "FILE")]
@@ -41,21 +55,17 @@ pub struct Kld {
     /// Which tokens are compared, given what
     #[arg(long, value_enum, default_value_t = ProtocolName::Sliding)]
     protocol: ProtocolName,
-    /// Print one JSON object
-    #[arg(long)]
-    json: bool,
-    #[command(flatten)]
-    engine: EngineArgs,
 }
 
-#[derive(Serialize)]
-struct Report<'a> {
-    reference: &'a str,
-    quantised: &'a str,
-    dataset: String,
-    exact: bool,
+/// A result, with what it is of.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Measured {
+    pub reference: String,
+    pub quantised: String,
+    pub dataset: String,
+    pub exact: bool,
     #[serde(flatten)]
-    result: &'a marlin_eval::Kld,
+    pub result: marlin_eval::Kld,
 }
 
 struct Loaded {
@@ -71,63 +81,90 @@ fn load(name: &str, args: &EngineArgs) -> Result<Loaded> {
     Ok(Loaded { checkpoint, backend, model })
 }
 
-pub fn run(args: &Kld) -> Result<()> {
-    let protocol = args.protocol.with(args.context, args.stride)?;
-    let given = args.ids.as_deref().map(ids::read).transpose()?;
-    let sides = [load(&args.reference, &args.engine)?, load(&args.quantised, &args.engine)?];
-    let [reference, quantised] = &sides;
-    let tokenizer = match model::tokenizer(&reference.checkpoint.folder) {
-        Err(Failure::Error(_)) if given.is_some() => None,
-        other => other?,
-    };
-    let mut tokens = match (given, &args.text) {
-        (Some(ids), _) => ids,
-        (None, path) => {
-            let path = path.clone().unwrap_or_default();
-            let text = std::fs::read_to_string(&path).map_err(|e| Failure::text(format!("{}: {e}", path.display())))?;
-            let tokenizer = tokenizer.as_ref().ok_or_else(|| model::no_tokenizer(&reference.checkpoint))?;
-            tokenizer.encode(&text, false)?
-        }
-    };
-    let dataset = args.ids.as_deref().or(args.text.as_deref()).map(|p| p.display().to_string()).unwrap_or_default();
-    if let Some(wanted) = args.tokens {
-        if wanted > tokens.len() {
-            let found = tokens.len();
-            return Err(Failure::text(format!("{dataset}: --tokens asks for {wanted} tokens, but there are {found}")));
-        }
-        tokens.truncate(wanted);
-    }
-    let bos = reference.checkpoint.generation.bos.or(tokenizer.as_ref().and_then(|t| t.bos()));
-    let watch = interrupt::watch();
-    let mut bar = Bar::items("comparing");
-    let result = kld(
-        &Side { backend: &reference.backend, model: &reference.model },
-        &Side { backend: &quantised.backend, model: &quantised.model },
-        reference.backend.cpu().pool(),
-        &tokens,
-        protocol,
-        bos,
-        tokenizer.as_ref().map(|t| t.vocab_size()),
-        &mut |done, total| {
-            bar.set(done as u64, total as u64);
-            !watch.pressed()
-        },
-    );
-    drop(bar);
-    let result = result?;
-    let report = Report {
-        reference: &reference.checkpoint.name,
-        quantised: &quantised.checkpoint.name,
-        dataset,
-        exact: args.engine.exact,
-        result: &result,
-    };
-    if args.json { output::print_json(&report) } else { output::print(&report.text()) }
+/// The original with a text, ready to be compared with.
+pub struct Reference<'a> {
+    loaded: Loaded,
+    engine: &'a EngineArgs,
+    dataset: String,
+    tokens: Vec<u32>,
+    protocol: Protocol,
+    bos: Option<u32>,
+    vocab: Option<usize>,
 }
 
-impl Report<'_> {
+impl<'a> Reference<'a> {
+    /// Loads the model called `name` and reads the text.
+    pub fn load(name: &str, input: &InputArgs, engine: &'a EngineArgs) -> Result<Self> {
+        let protocol = input.protocol.with(input.context, input.stride)?;
+        let given = input.ids.as_deref().map(ids::read).transpose()?;
+        let loaded = load(name, engine)?;
+        let tokenizer = match model::tokenizer(&loaded.checkpoint.folder) {
+            Err(Failure::Error(_)) if given.is_some() => None,
+            other => other?,
+        };
+        let mut tokens = match (given, &input.text) {
+            (Some(ids), _) => ids,
+            (None, path) => {
+                let path = path.clone().unwrap_or_default();
+                let text =
+                    std::fs::read_to_string(&path).map_err(|e| Failure::text(format!("{}: {e}", path.display())))?;
+                let tokenizer = tokenizer.as_ref().ok_or_else(|| model::no_tokenizer(&loaded.checkpoint))?;
+                tokenizer.encode(&text, false)?
+            }
+        };
+        let path = input.ids.as_deref().or(input.text.as_deref());
+        let dataset = path.map(|p| p.display().to_string()).unwrap_or_default();
+        if let Some(wanted) = input.tokens {
+            if wanted > tokens.len() {
+                let found = tokens.len();
+                return Err(Failure::text(format!(
+                    "{dataset}: --tokens asks for {wanted} tokens, but there are {found}"
+                )));
+            }
+            tokens.truncate(wanted);
+        }
+        let bos = loaded.checkpoint.generation.bos.or(tokenizer.as_ref().and_then(|t| t.bos()));
+        let vocab = tokenizer.as_ref().map(|t| t.vocab_size());
+        Ok(Self { loaded, engine, dataset, tokens, protocol, bos, vocab })
+    }
+
+    /// Compares it with the model called `quantised`.
+    pub fn compare(&self, quantised: &str) -> Result<Measured> {
+        let (reference, quantised) = (&self.loaded, load(quantised, self.engine)?);
+        let watch = interrupt::watch();
+        let mut bar = Bar::items("comparing");
+        let result = kld(
+            &Side { backend: &reference.backend, model: &reference.model },
+            &Side { backend: &quantised.backend, model: &quantised.model },
+            reference.backend.cpu().pool(),
+            &self.tokens,
+            self.protocol,
+            self.bos,
+            self.vocab,
+            &mut |done, total| {
+                bar.set(done as u64, total as u64);
+                !watch.pressed()
+            },
+        );
+        drop(bar);
+        Ok(Measured {
+            reference: reference.checkpoint.name.clone(),
+            quantised: quantised.checkpoint.name,
+            dataset: self.dataset.clone(),
+            exact: self.engine.exact,
+            result: result?,
+        })
+    }
+}
+
+pub fn run(args: &Kld) -> Result<()> {
+    let measured = Reference::load(&args.reference, &args.input, &args.engine)?.compare(&args.quantised)?;
+    if args.json { output::print_json(&measured) } else { output::print(&measured.text()) }
+}
+
+impl Measured {
     fn text(&self) -> String {
-        let r = self.result;
+        let r = &self.result;
         let p = &r.percentiles;
         let mut out = String::new();
         let mut line = |name: &str, value: String| out.push_str(&format!("{name:<18}{value}\n"));

@@ -45,7 +45,7 @@ pub fn chart(title: &str, across: &str, up: &str, series: &[Series]) -> String {
     ));
     line(format!("<rect width=\"{}\" height=\"{}\" fill=\"white\"/>", SIZE.0, SIZE.1));
     let text = |x: f64, y: f64, more: &str, text: &str| {
-        format!("<text x=\"{x:.1}\" y=\"{y:.1}\" {more}>{}</text>", plain(text))
+        format!("<text x=\"{x:.1}\" y=\"{y:.1}\" {more}>{}</text>", escape(text))
     };
     let (bottom, far) = (SIZE.1 - EDGE.3, SIZE.0 - EDGE.2);
     line(text(SIZE.0 / 2.0, 22.0, "text-anchor=\"middle\" font-size=\"16\"", title));
@@ -85,13 +85,14 @@ pub fn chart(title: &str, across: &str, up: &str, series: &[Series]) -> String {
     svg
 }
 
-/// Text as XML has it.
-fn plain(text: &str) -> String {
-    text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;")
+/// Text as XML and HTML have it, between tags and in quoted attributes.
+pub(crate) fn escape(text: &str) -> String {
+    let text = text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;");
+    text.replace('"', "&quot;").replace('\'', "&#39;")
 }
 
 /// Round values from `from` to `to`, five or so.
-fn ticks(from: f64, to: f64) -> Vec<(f64, String)> {
+pub(crate) fn ticks(from: f64, to: f64) -> Vec<(f64, String)> {
     let raw = (to - from) / 6.0;
     let power = 10f64.powf(raw.log10().floor());
     let step = [1.0, 2.0, 5.0, 10.0].map(|m| m * power).into_iter().find(|s| *s >= raw).unwrap_or(raw);
@@ -102,7 +103,7 @@ fn ticks(from: f64, to: f64) -> Vec<(f64, String)> {
 }
 
 /// 1, 2 and 5 times powers of ten between the powers of ten `low` and `high`; whole powers alone where those are many.
-fn decades(low: f64, high: f64) -> Vec<(f64, String)> {
+pub(crate) fn decades(low: f64, high: f64) -> Vec<(f64, String)> {
     let parts: &[f64] = if high - low > 4.0 { &[1.0] } else { &[1.0, 2.0, 5.0] };
     let powers = low.floor() as i32..=high.ceil() as i32;
     let values = powers.flat_map(|power| parts.iter().map(move |part| (part * 10f64.powi(power), *part, power)));

@@ -17,6 +17,7 @@ mod tests;
 mod tuples;
 
 pub use chart::{Series, chart};
+pub(crate) use chart::{decades, escape, ticks};
 pub use file::Plan;
 pub use summary::{Point, Summary, pareto, uniform};
 

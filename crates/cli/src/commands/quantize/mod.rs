@@ -2,12 +2,14 @@
 
 mod apply;
 mod plan;
+mod report;
 
 use super::calibrate::Windows;
+use super::kld::InputArgs;
 use crate::args::EngineArgs;
 use crate::error::{Failure, Result};
 use clap::builder::{PossibleValuesParser, TypedValueParser};
-use clap::{Subcommand, ValueEnum};
+use clap::{ArgGroup, Subcommand, ValueEnum};
 use marlin_quantize::{Bits, Target};
 use std::path::PathBuf;
 
@@ -29,6 +31,7 @@ pub struct Args {
 enum Step {
     Plan(Box<PlanArgs>),
     Apply(Box<ApplyArgs>),
+    Report(Box<ReportArgs>),
 }
 
 /// Choose bits for each module: the least damage at a size
@@ -78,6 +81,30 @@ pub struct ApplyArgs {
     model: String,
     #[command(flatten)]
     work: Work,
+}
+
+/// Compare checkpoints with their original on a page
+///
+/// Measures each as `eval kld` does, or takes what that has measured (--results), and writes one HTML file that needs
+/// nothing else: sizes, bits, perplexity, divergence, the error of each layer, and charts of them.
+#[derive(Debug, clap::Args)]
+#[command(group(ArgGroup::new("measured").required(true).args(["text", "ids", "results"])))]
+pub struct ReportArgs {
+    /// The original
+    reference: String,
+    /// What was made of it
+    #[arg(required = true)]
+    quantised: Vec<String>,
+    #[command(flatten)]
+    input: InputArgs,
+    /// What `eval kld --json` printed, instead of measuring; may be repeated
+    #[arg(long, value_name = "FILE.json")]
+    results: Vec<PathBuf>,
+    /// The file to write
+    #[arg(short, long, value_name = "FILE.html", default_value = "report.html")]
+    output: PathBuf,
+    #[command(flatten)]
+    engine: EngineArgs,
 }
 
 /// The whole way in one command.
@@ -202,6 +229,7 @@ pub fn run(args: &Args) -> Result<()> {
     match (&args.step, &args.once) {
         (Some(Step::Plan(args)), _) => plan::run(args),
         (Some(Step::Apply(args)), _) => plan::apply(args),
+        (Some(Step::Report(args)), _) => report::run(args),
         (None, Some(once)) => apply::once(once),
         (None, None) => Err(Failure::text("name a model")),
     }
