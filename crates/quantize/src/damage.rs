@@ -113,7 +113,7 @@ pub fn probe(
         let mut outputs: BTreeMap<String, f64> = BTreeMap::new();
         for name in names.iter().filter(|name| summed(name).as_ref() == Some(*name)) {
             let weight = matrix(modules.as_ref(), &inventory, name)?;
-            outputs.insert(name.clone(), energy(compute, weight.data(), &hessian(&seen, name)?));
+            outputs.insert(name.clone(), energy(compute, weight.data(), &hessian(&seen, name)?)?);
         }
         let sum: f64 = outputs.values().sum();
         for name in names {
@@ -122,7 +122,7 @@ pub fn probe(
             }
             let hessian = hessian(&seen, &name)?;
             let rows = sample(&matrix(modules.as_ref(), &inventory, &name)?, probe.rows)?;
-            let size = energy(compute, rows.data(), &hessian);
+            let size = energy(compute, rows.data(), &hessian)?;
             let part = summed(&name)
                 .and_then(|down| outputs.get(&down))
                 .map_or(1.0, |e| if sum > 0.0 { e / sum } else { 0.0 });
@@ -130,7 +130,7 @@ pub fn probe(
             for (bits, planned) in methods.get(&name).into_iter().flatten() {
                 let decoded = planned.method.quantise(compute, &name, &rows, Some(&hessian))?.decoded;
                 let error: Vec<f32> = rows.data().iter().zip(decoded.data()).map(|(w, d)| w - d).collect();
-                let damage = if size > 0.0 { part * energy(compute, &error, &hessian) / size } else { 0.0 };
+                let damage = if size > 0.0 { part * energy(compute, &error, &hessian)? / size } else { 0.0 };
                 choices.push(Choice { bits: *bits, stored: stored(planned, &name), damage });
             }
             out.push(Module { weights: weights(&name), name, choices });
