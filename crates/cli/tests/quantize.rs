@@ -271,7 +271,7 @@ fn plans_keep_bits_by_role_and_settings() {
     marlin(&["calibrate", "fable", "--text", &text, "--samples", "3", "--length", "64", "-o", &stats]).ok();
     let common = ["--format", "gptq", "--group", "64", "--order", "dynamic", "--damping", "0.05", "--stats", &stats];
     let mut args = vec!["quantize", "plan", "fable", "--bits", "3.5,attn=8", "--head-bits", "3", "-o", &plan];
-    args.extend(common.iter().chain(&["--probe-rows", "16", "--pareto", &chart]));
+    args.extend(common.iter().chain(&["--probe-rows", "32", "--pareto", &chart]));
     marlin(&args).ok();
     assert!(std::fs::read_to_string(&chart).unwrap().starts_with("<svg"));
     let written = std::fs::read_to_string(&plan).unwrap();

@@ -77,11 +77,6 @@ fn follow(
     name: &str,
 ) -> Result<()> {
     let of: BTreeMap<&str, u32> = plan.bits.iter().map(|(module, bits)| (module.as_str(), *bits)).collect();
-    if let Some(module) = recipe.modules(checkpoint)?.iter().find(|module| !of.contains_key(module.as_str())) {
-        return Err(Failure::text(format!(
-            "{name}: {module} has no bits; add a line for it, with 16 to keep it as it is"
-        )));
-    }
     let choice = recipe.choose(checkpoint, &|module| of.get(module).map(|bits| f64::from(*bits)))?;
     let chosen = choice.bits();
     // A plan may leave a module as it is, by 16 bits.
@@ -89,6 +84,11 @@ fn follow(
         return Err(Failure::text(format!(
             "{name}: {module} is to have {bits} bits, but {} has no such module that can be quantised",
             checkpoint.name
+        )));
+    }
+    if let Some(module) = recipe.modules(checkpoint)?.iter().find(|module| !of.contains_key(module.as_str())) {
+        return Err(Failure::text(format!(
+            "{name}: {module} has no bits; add a line for it, with 16 to keep it as it is"
         )));
     }
     let lines: Vec<String> = plan.text("").lines().map(str::to_owned).collect();
