@@ -123,6 +123,18 @@ fn a_killed_sequential_run_is_continued_to_the_same_bytes() {
 }
 
 #[test]
+fn a_run_is_not_continued_with_other_settings() {
+    let folder = tempfile::tempdir().unwrap();
+    let (text, out) = (text(folder.path()), path(folder.path(), "out"));
+    kill_at(&quantise(&text, &out, &["--format", "int4"]), &folder.path().join("out.unfinished"), 1);
+    for other in [&["--damping", "0.05"][..], &["--exact"]] {
+        let more = [&["--format", "int4", "--resume"], other].concat();
+        let refused = marlin(&quantise(&text, &out, &more)).error(1);
+        assert!(refused.contains("was begun with another model, text or settings"), "{refused}");
+    }
+}
+
+#[test]
 fn statistics_on_disk_do_what_a_text_does() {
     let folder = tempfile::tempdir().unwrap();
     let text = text(folder.path());
@@ -204,13 +216,24 @@ fn plans_are_made_edited_and_applied() {
     let said = make("3.5", &plan, &["--min-bits", "3", "--max-bits", "5", "--pareto", &chart]).ok();
     assert!(said.contains("uniform bits at the same size") && said.contains("experts with tuples of bits"), "{said}");
     assert!(std::fs::read_to_string(&chart).unwrap().starts_with("<svg"));
-    let refused = make("1.5", &at("no.txt"), &["--min-bits", "3", "--max-bits", "5"]).error(1);
+    let refused = make("2.5", &at("no.txt"), &["--min-bits", "3", "--max-bits", "5"]).error(1);
     assert!(refused.contains("is tried at [3, 4, 5] bits only"), "{refused}");
+    let refused = make("1.5", &at("no.txt"), &[]).error(1);
+    assert!(refused.contains("int4 has no 1"), "{refused}");
+    let refused = make("3.5", &at("no.txt"), &["--pareto", &chart]).error(1);
+    assert!(refused.contains("chart.svg: is there already") && !Path::new(&at("no.txt")).exists(), "{refused}");
     let refused = make("3.5", &plan, &[]).error(1);
     assert!(refused.contains("is there already"), "{refused}");
 
-    // Two lines by hand: one module with more bits, one left as it is.
+    // A line less.
     let written = std::fs::read_to_string(&plan).unwrap();
+    let less: String =
+        written.lines().filter(|l| !l.contains("layers.1.self_attn.o_proj")).map(|l| format!("{l}\n")).collect();
+    std::fs::write(at("less.txt"), less).unwrap();
+    let refused = marlin(&["quantize", "apply", &at("less.txt"), "fable", "-o", &at("x")]).error(1);
+    assert!(refused.contains("model.layers.1.self_attn.o_proj has no bits; add a line"), "{refused}");
+
+    // Two lines by hand: one module with more bits, one left as it is.
     let edited: String = written
         .lines()
         .map(|line| match line.split(' ').next() {
@@ -237,6 +260,140 @@ fn plans_are_made_edited_and_applied() {
     std::fs::write(&plan, edited.replace("layers.0.self_attn.q_a_proj", "layers.9.self_attn.q_a_proj")).unwrap();
     let refused = marlin(&["quantize", "apply", &plan, "fable", "-o", &at("x")]).error(1);
     assert!(refused.contains("model.layers.9.self_attn.q_a_proj is to have 8 bits"), "{refused}");
+}
+
+#[test]
+fn plans_keep_bits_by_role_and_settings() {
+    let folder = tempfile::tempdir().unwrap();
+    let text = text(folder.path());
+    let at = |name: &str| path(folder.path(), name);
+    let (stats, plan, chart, out) = (at("stats"), at("plan.txt"), at("chart.svg"), at("out"));
+    marlin(&["calibrate", "fable", "--text", &text, "--samples", "3", "--length", "64", "-o", &stats]).ok();
+    let common = ["--format", "gptq", "--group", "64", "--order", "dynamic", "--damping", "0.05", "--stats", &stats];
+    let mut args = vec!["quantize", "plan", "fable", "--bits", "3.5,attn=8", "--head-bits", "3", "-o", &plan];
+    args.extend(common.iter().chain(&["--probe-rows", "32", "--pareto", &chart]));
+    marlin(&args).ok();
+    assert!(std::fs::read_to_string(&chart).unwrap().starts_with("<svg"));
+    let written = std::fs::read_to_string(&plan).unwrap();
+    let lines: Vec<&str> = written.lines().collect();
+    let own = ["lm_head 3", "model.layers.1.self_attn.q_a_proj 8", "set order dynamic", "set damping 0.05"];
+    assert!(own.iter().all(|line| lines.contains(line)), "{written}");
+    let apply = ["quantize", "apply", &plan, "fable", "--stats", &stats, "-o", &out, "--json"];
+    let report = marlin(&apply).json();
+    let modules = report["modules"].as_array().unwrap();
+    let method = |module: &str| {
+        let found = modules.iter().find(|m| m["module"] == module).unwrap();
+        found["method"].as_str().unwrap().to_owned()
+    };
+    assert_eq!(method("lm_head"), "gptq 3 bits g64, gptq, act-order with groups, damping 0.05");
+    assert_eq!(
+        method("model.layers.1.self_attn.q_a_proj"),
+        "gptq 8 bits g64, gptq, act-order with groups, damping 0.05"
+    );
+}
+
+#[test]
+fn what_cannot_succeed_is_refused_before_calibrating() {
+    let folder = tempfile::tempdir().unwrap();
+    let text = text(folder.path());
+    let out = path(folder.path(), "out");
+    let error = |more: &[&str], output: &str| marlin(&quantise(&text, output, more)).error(1);
+    let refused = error(&["--format", "int4", "--bits", "3.5", "--sequential"], &out);
+    assert!(refused.contains("--sequential: bits that are no whole number"), "{refused}");
+    let refused = error(&["--format", "gptq", "--bits", "4.5"], &out);
+    assert!(refused.contains("gptq has no 5, only [2, 3, 4, 8]"), "{refused}");
+    let refused = error(&["--format", "int4", "--order", "dynamic"], &out);
+    assert!(refused.contains("an order with static groups"), "{refused}");
+    let refused = error(&["--format", "int4", "--damping", "2"], &out);
+    assert!(refused.contains("damping: expected 0 to 1, found 2"), "{refused}");
+    for nameless in [".", &format!("{out}/..")] {
+        let refused = error(&["--format", "int4"], nameless);
+        assert!(refused.contains("has no name that the new folder could get"), "{refused}");
+    }
+    assert_eq!(files(folder.path()).into_keys().collect::<Vec<_>>(), ["text.txt"]);
+    std::fs::create_dir(&out).unwrap();
+    std::fs::write(Path::new(&out).join("mine.txt"), "keep").unwrap();
+    let refused = error(&["--format", "int4", "--bits", "3.5"], &out);
+    assert!(refused.contains("is there already"), "{refused}");
+    assert!(!folder.path().join("out.stats").exists());
+}
+
+/// The built-in model with the gate and up projections of all experts of a layer in one tensor, and the down projections,
+/// these as F32.
+fn stacked(folder: &Path) -> PathBuf {
+    let from = root().join("models/fable-glm4-moe-lite");
+    let to = folder.join("stacked");
+    std::fs::create_dir(&to).unwrap();
+    for (name, contents) in files(&from) {
+        std::fs::write(to.join(name), contents).unwrap();
+    }
+    let store = Store::open(&from).unwrap();
+    let mut tensors: BTreeMap<String, (String, Vec<usize>, Vec<u8>)> = BTreeMap::new();
+    for info in store.tensors() {
+        let expert = info.name.split_once(".experts.").and_then(|(owner, rest)| {
+            let (index, part) = rest.split_once('.')?;
+            Some((owner, index.parse::<usize>().ok()?, part))
+        });
+        let data = |name: &str| store.tensor(name).unwrap().data.to_vec();
+        match expert {
+            None => {
+                let dtype = info.dtype.name().to_owned();
+                tensors.insert(info.name.clone(), (dtype, info.shape.clone(), data(&info.name)));
+            }
+            Some((owner, 0, part)) if part != "up_proj.weight" => {
+                let (name, parts): (&str, &[&str]) = match part {
+                    "down_proj.weight" => ("down_proj", &["down_proj"]),
+                    _ => ("gate_up_proj", &["gate_proj", "up_proj"]),
+                };
+                let experts = 16;
+                let wide = name == "down_proj";
+                let all: Vec<u8> = (0..experts)
+                    .flat_map(|e| parts.iter().map(move |p| format!("{owner}.experts.{e}.{p}.weight")))
+                    .flat_map(|name| data(&name))
+                    .collect();
+                let shape = vec![experts, parts.len() * info.shape[0], info.shape[1]];
+                // The upper half of an F32 is a BF16.
+                let all = if wide { all.chunks_exact(2).flat_map(|b| [0, 0, b[0], b[1]]).collect() } else { all };
+                let dtype = if wide { "F32" } else { info.dtype.name() };
+                tensors.insert(format!("{owner}.experts.{name}"), (dtype.to_owned(), shape, all));
+            }
+            Some(_) => {}
+        }
+    }
+    let (mut header, mut body) = (serde_json::Map::new(), Vec::new());
+    for (name, (dtype, shape, data)) in tensors {
+        let range = [body.len(), body.len() + data.len()];
+        body.extend(data);
+        header.insert(name, serde_json::json!({ "dtype": dtype, "shape": shape, "data_offsets": range }));
+    }
+    let header = serde_json::to_vec(&header).unwrap();
+    let whole = [&(header.len() as u64).to_le_bytes(), header.as_slice(), &body].concat();
+    std::fs::write(to.join("model.safetensors"), whole).unwrap();
+    to
+}
+
+#[test]
+fn stacks_of_experts_are_taken_apart() {
+    let folder = tempfile::tempdir().unwrap();
+    let (plain, out) = (path(folder.path(), "plain"), path(folder.path(), "out"));
+    let model = stacked(folder.path()).to_string_lossy().into_owned();
+    for (model, out) in [("fable", &plain), (&model, &out)] {
+        marlin(&["quantize", model, "--format", "gptq", "--bits", "ffn_gate=4", "--group", "64", "-o", out]).ok();
+    }
+    let (a, b) = (Store::open(Path::new(&plain)).unwrap(), Store::open(Path::new(&out)).unwrap());
+    let names =
+        |store: &Store| store.tensors().iter().map(|t| t.name.clone()).collect::<std::collections::BTreeSet<_>>();
+    assert_eq!(names(&a), names(&b));
+    assert!(names(&b).contains("model.layers.1.mlp.experts.3.up_proj.weight"));
+    for info in a.tensors() {
+        let (a, b) = (a.tensor(&info.name).unwrap(), b.tensor(&info.name).unwrap());
+        if info.name.contains(".experts.") && info.name.ends_with("down_proj.weight") {
+            assert_eq!((a.info.dtype.name(), b.info.dtype.name()), ("BF16", "F32"), "{}", info.name);
+            assert_eq!(a.to_f32().unwrap(), b.to_f32().unwrap(), "{}", info.name);
+            continue;
+        }
+        assert_eq!((&a.info, *a.data == *b.data), (&b.info, true), "{}", info.name);
+    }
 }
 
 /// The built-in model's folder, with the bytes of `tensor` from `at` on replaced.
@@ -300,6 +457,12 @@ fn verify_finds_what_was_altered() {
     };
     let mut mixed = fingerprint(&other);
     mixed["logits"] = fingerprint(&out)["logits"].clone();
+    std::fs::write(Path::new(&other).join("fingerprint.json"), mixed.to_string()).unwrap();
+    let mut short = mixed.clone();
+    short["logits"].as_array_mut().unwrap().pop();
+    std::fs::write(Path::new(&other).join("fingerprint.json"), short.to_string()).unwrap();
+    let text = marlin(&["verify", &other]).error(1);
+    assert!(text.contains("expected logits after each of 16 tokens, found 15 rows"), "{text}");
     std::fs::write(Path::new(&other).join("fingerprint.json"), mixed.to_string()).unwrap();
     let text = marlin(&["verify", &other]).error(1);
     assert!(text.contains("after token 0: expected"), "{text}");

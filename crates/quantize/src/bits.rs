@@ -29,6 +29,11 @@ impl Bits {
         self.all
     }
 
+    /// Whether a role has a number of its own.
+    pub fn has_own(&self, role: Role) -> bool {
+        self.roles.contains_key(&role)
+    }
+
     /// The same with `head` bits for the output projection, unless it has some already.
     pub fn with_head(mut self, head: Option<f64>) -> Self {
         if let Some(head) = head {
@@ -70,7 +75,9 @@ impl FromStr for Bits {
                         format!("{name:?} is no role; expected attn, ffn, ffn_gate, ffn_up, ffn_down or head")
                     })?;
                     for role in roles {
-                        bits.roles.insert(role, number(value.trim())?);
+                        if bits.roles.insert(role, number(value.trim())?).is_some() {
+                            return Err(format!("{part:?} gives {} bits a second time", role.name()));
+                        }
                     }
                 }
             }
@@ -92,8 +99,15 @@ mod tests {
         assert_eq!(all.map(|role| bits.of(role)), [None, Some(3.0), Some(3.0), Some(3.0), Some(6.0)]);
         assert_eq!("3.5".parse::<Bits>(), Ok(Bits::uniform(3.5)));
         assert_eq!(Bits::uniform(4.0).with_head(Some(6.0)).to_string(), "4,head=6");
-        for (bad, why) in [("router=3", "is no role"), ("x", "expected bits"), ("0", "from 1 to 16"), ("3,4", "second")]
-        {
+        let wrong = [
+            ("router=3", "is no role"),
+            ("x", "expected bits"),
+            ("0", "from 1 to 16"),
+            ("3,4", "second"),
+            ("attn=8,attn=4", "\"attn=4\" gives attn bits a second time"),
+            ("ffn=3,ffn_up=4", "gives ffn_up bits a second time"),
+        ];
+        for (bad, why) in wrong {
             assert!(bad.parse::<Bits>().unwrap_err().contains(why), "{bad}");
         }
     }

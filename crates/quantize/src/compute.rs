@@ -14,8 +14,8 @@ pub trait Compute: Send + Sync {
     fn ranges(&self, n: usize, grain: usize, body: &(dyn Fn(Range<usize>) + Sync));
 
     /// Adds `rows` inputs `x` `[rows, size]` to the sums, each weighted by its `weights` (not negative) if given. Rows
-    /// with a value that is not finite are left out; the number of those is returned.
-    fn accumulate(&self, hessian: &mut Hessian, x: &[f32], weights: Option<&[f32]>) -> usize;
+    /// with a value that is not finite are left out; the number of those is returned. Too few weights are an error.
+    fn accumulate(&self, hessian: &mut Hessian, x: &[f32], weights: Option<&[f32]>) -> Result<usize>;
 
     /// `out[i, j] += factor * sum_k a[i, k] * b[j, k]`: rows of `out` are `stride` values apart. Each sum has one order,
     /// whatever the number of threads. Shapes that do not fit are an error.
@@ -53,14 +53,13 @@ impl Compute for Cpu {
         self.pool().ranges(n, grain, body);
     }
 
-    fn accumulate(&self, hessian: &mut Hessian, x: &[f32], weights: Option<&[f32]>) -> usize {
+    fn accumulate(&self, hessian: &mut Hessian, x: &[f32], weights: Option<&[f32]>) -> Result<usize> {
         let size = hessian.size();
         let (sums, tokens) = hessian.parts_mut();
         let rows = x.len() / size.max(1);
-        // The sums are square and as wide as the rows; weights come one for each row.
-        let left_out = marlin_cpu::ops::gram(self, x, size, weights, sums.data_mut()).unwrap_or(rows);
+        let left_out = marlin_cpu::ops::gram(self, x, size, weights, sums.data_mut())?;
         *tokens += (rows - left_out) as f64;
-        left_out
+        Ok(left_out)
     }
 
     fn add_products(&self, factor: f32, a: Rows<'_>, b: Rows<'_>, out: &mut [f32], stride: usize) -> Result<()> {
@@ -69,5 +68,20 @@ impl Compute for Cpu {
 
     fn encode(&self, codebook: Codebook, bits: usize, targets: &[f32], words: &mut [u16]) -> Result<()> {
         Ok(encode::encode(self, codebook, bits, targets, words)?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn too_few_weights_are_no_bad_rows() {
+        let (cpu, mut hessian) = (Cpu::new(1), Hessian::new(2));
+        let rows = [1.0, 2.0, f32::NAN, 0.0];
+        assert!(matches!(cpu.accumulate(&mut hessian, &rows, Some(&[1.0])), Err(crate::Error::Kernel(_))));
+        assert_eq!(hessian.tokens(), 0.0);
+        assert_eq!(cpu.accumulate(&mut hessian, &rows, Some(&[1.0, 1.0])).unwrap(), 1);
+        assert_eq!(hessian.tokens(), 1.0);
     }
 }

@@ -46,7 +46,7 @@ fn summed(module: &str) -> Option<String> {
 }
 
 /// The modules of `checkpoint` with what they take and the damage that is done at each of the bits that are tried. The
-/// output projection has the bits that `recipe` gives it and no choice.
+/// output projection, and every role that has bits of its own, has those that `recipe` gives it and no choice.
 pub fn probe(
     checkpoint: &Checkpoint,
     stats: &Stats,
@@ -65,17 +65,30 @@ pub fn probe(
     stats.check(checkpoint)?;
     let inventory = Architecture::parse(&checkpoint.config)?.inventory();
     let modules = checkpoint.modules()?;
-    let mut methods: BTreeMap<u32, BTreeMap<String, Planned>> = BTreeMap::new();
+    // Of each module, the methods of its choices and their bits.
+    let mut methods: BTreeMap<String, Vec<(u32, Planned)>> = BTreeMap::new();
     let range = probe.min_bits..=probe.max_bits;
     for &bits in recipe.target.widths().iter().filter(|bits| range.contains(bits)) {
-        let of = |module: &str| (Role::of(module) != Some(Role::Head)).then_some(f64::from(bits));
-        methods.insert(bits, recipe.choose(checkpoint, &of)?.methods()?);
+        let fixed = |role: Role| role == Role::Head || recipe.bits.has_own(role);
+        let of = |module: &str| Role::of(module).is_some_and(|role| !fixed(role)).then_some(f64::from(bits));
+        let choice = recipe.choose(checkpoint, &of)?;
+        let stored = choice.bits();
+        for (name, planned) in choice.methods()? {
+            let Some(own) = stored.get(name.as_str()).copied() else { continue };
+            let known = methods.entry(name).or_default();
+            if known.iter().all(|(bits, _)| *bits != own) {
+                known.push((own, planned));
+            }
+        }
     }
-    let names: Vec<String> = methods.values().next().into_iter().flat_map(|m| m.keys().cloned()).collect();
+    if methods.is_empty() {
+        let expected = format!("some of {:?} ({})", recipe.target.widths(), recipe.target.name());
+        return Err(Error::setting("bits", expected, format!("{} to {}", probe.min_bits, probe.max_bits)));
+    }
     let mut by_layer: BTreeMap<Option<usize>, Vec<String>> = BTreeMap::new();
-    for name in names {
+    for name in methods.keys() {
         let layer = name.strip_prefix("model.layers.").and_then(|rest| rest.split('.').next()?.parse().ok());
-        by_layer.entry(layer).or_default().push(name);
+        by_layer.entry(layer).or_default().push(name.clone());
     }
     let total = by_layer.values().map(|names| names.len() as u64).sum();
     let mut out: Vec<Module> = Vec::new();
@@ -84,10 +97,10 @@ pub fn probe(
         let stored = |planned: &Planned, name: &str| (planned.bits * weights(name) as f64).round() as u64;
         let Some(layer) = layer else {
             for name in names {
-                let Some((bits, planned)) = methods.iter().find_map(|(b, m)| Some((*b, m.get(&name)?))) else {
-                    continue;
-                };
-                let choices = vec![Choice { bits, stored: stored(planned, &name), damage: 0.0 }];
+                let tried = methods.get(&name).into_iter().flatten();
+                let choices = tried
+                    .map(|(bits, planned)| Choice { bits: *bits, stored: stored(planned, &name), damage: 0.0 })
+                    .collect();
                 out.push(Module { weights: weights(&name), name, choices });
             }
             continue;
@@ -100,7 +113,7 @@ pub fn probe(
         let mut outputs: BTreeMap<String, f64> = BTreeMap::new();
         for name in names.iter().filter(|name| summed(name).as_ref() == Some(*name)) {
             let weight = matrix(modules.as_ref(), &inventory, name)?;
-            outputs.insert(name.clone(), energy(compute, weight.data(), &hessian(&seen, name)?));
+            outputs.insert(name.clone(), energy(compute, weight.data(), &hessian(&seen, name)?)?);
         }
         let sum: f64 = outputs.values().sum();
         for name in names {
@@ -109,16 +122,15 @@ pub fn probe(
             }
             let hessian = hessian(&seen, &name)?;
             let rows = sample(&matrix(modules.as_ref(), &inventory, &name)?, probe.rows)?;
-            let size = energy(compute, rows.data(), &hessian);
+            let size = energy(compute, rows.data(), &hessian)?;
             let part = summed(&name)
                 .and_then(|down| outputs.get(&down))
                 .map_or(1.0, |e| if sum > 0.0 { e / sum } else { 0.0 });
             let mut choices = Vec::new();
-            for (bits, methods) in &methods {
-                let Some(planned) = methods.get(&name) else { continue };
+            for (bits, planned) in methods.get(&name).into_iter().flatten() {
                 let decoded = planned.method.quantise(compute, &name, &rows, Some(&hessian))?.decoded;
                 let error: Vec<f32> = rows.data().iter().zip(decoded.data()).map(|(w, d)| w - d).collect();
-                let damage = if size > 0.0 { part * energy(compute, &error, &hessian) / size } else { 0.0 };
+                let damage = if size > 0.0 { part * energy(compute, &error, &hessian)? / size } else { 0.0 };
                 choices.push(Choice { bits: *bits, stored: stored(planned, &name), damage });
             }
             out.push(Module { weights: weights(&name), name, choices });

@@ -85,6 +85,11 @@ fn logits(folder: &Path, prompt: &[u32], threads: usize) -> Result<(Vec<f32>, us
     Ok((b.read(&logits)?, vocab))
 }
 
+/// The larger difference; one that is no number is the largest.
+fn worse(a: f32, b: f32) -> f32 {
+    if a.is_nan() || b.is_nan() { f32::NAN } else { a.max(b) }
+}
+
 impl Fingerprint {
     /// That of the checkpoint in `folder`. `threads` threads compute it (0: the physical cores).
     pub fn make(folder: &Path, threads: usize) -> Result<Self> {
@@ -165,6 +170,10 @@ impl Fingerprint {
             }
         }
         let mut difference = None;
+        if self.logits.len() != self.prompt.len() {
+            let (rows, tokens) = (self.logits.len(), self.prompt.len());
+            wrong.push(format!("{NAME}: expected logits after each of {tokens} tokens, found {rows} rows of them"));
+        }
         if wrong.is_empty() {
             let (found, vocab) = logits(folder, &self.prompt, threads)?;
             let mut worst = 0.0_f32;
@@ -172,7 +181,7 @@ impl Fingerprint {
                 for (id, expected) in top {
                     let logit = row.get(*id as usize).copied().unwrap_or(f32::NAN);
                     let off = (logit - expected).abs();
-                    worst = if off.is_nan() { f32::NAN } else { worst.max(off) };
+                    worst = worse(worst, off);
                     if off.is_nan() || off > TOLERANCE * expected.abs().max(1.0) {
                         wrong.push(format!("logit {id} after token {position}: expected {expected}, computed {logit}"));
                     }
@@ -181,5 +190,17 @@ impl Fingerprint {
             difference = Some(worst);
         }
         Ok(Verdict { files: self.files.len(), bytes: total, difference, wrong })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_number_is_not_forgotten() {
+        let worst = |offs: &[f32]| offs.iter().copied().fold(0.0, worse);
+        assert!(worst(&[1.0, f32::NAN, 2.0]).is_nan());
+        assert_eq!(worst(&[1.0, 3.0, 2.0]), 3.0);
     }
 }

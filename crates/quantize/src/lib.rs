@@ -33,7 +33,9 @@ pub mod report;
 mod roles;
 mod trellis;
 
-pub use apply::{Additions, Apply, Calibration, Describe, Entry, ModuleReport, Outcome, Planned, REPORT, Report};
+pub use apply::{
+    Additions, Apply, Calibration, Describe, Entry, ModuleReport, Outcome, Planned, REPORT, Report, check_output,
+};
 pub use bits::Bits;
 pub use calibrate::{
     About, ExpertInputs, LayerStats, Moments, Progress, Routed, Samples, Sampling, Stats, Watch, calibrate,

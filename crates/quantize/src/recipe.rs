@@ -124,13 +124,7 @@ impl Recipe {
     pub fn choose(&self, checkpoint: &Checkpoint, bits_of: &dyn Fn(&str) -> Option<f64>) -> Result<Choice> {
         let inventory = Architecture::parse(&checkpoint.config)?.inventory();
         let mut chosen = BTreeMap::new();
-        let mut modules: Vec<&str> =
-            inventory.required().iter().filter_map(|t| t.name.strip_suffix(".weight")).collect();
-        if self.target.unties() && !modules.contains(&HEAD) {
-            modules.push(HEAD);
-        }
-        for module in modules {
-            let (Some(role), Some(features)) = (Role::of(module), inventory.features(module)) else { continue };
+        for (module, role, features) in self.linears(&inventory) {
             if let Some(bits) = bits_of(module).or_else(|| self.bits(role))
                 && let Some(method) = self.method(module, features, bits)?
             {
@@ -141,6 +135,22 @@ impl Recipe {
             true => Err(Error::setting("bits", "bits for some module (--bits)", "none")),
             false => Ok(Choice { recipe: self.clone(), inventory, chosen }),
         }
+    }
+
+    /// Every module of `checkpoint` that could be quantised, in the order of the architecture.
+    pub fn modules(&self, checkpoint: &Checkpoint) -> Result<Vec<String>> {
+        let inventory = Architecture::parse(&checkpoint.config)?.inventory();
+        Ok(self.linears(&inventory).map(|(module, ..)| module.to_owned()).collect())
+    }
+
+    /// Linears with a role and features `[out, in]`.
+    fn linears<'a>(&self, inventory: &'a Inventory) -> impl Iterator<Item = (&'a str, Role, [usize; 2])> + use<'a> {
+        let mut modules: Vec<&str> =
+            inventory.required().iter().filter_map(|t| t.name.strip_suffix(".weight")).collect();
+        if self.target.unties() && !modules.contains(&HEAD) {
+            modules.push(HEAD);
+        }
+        modules.into_iter().filter_map(|module| Some((module, Role::of(module)?, inventory.features(module)?)))
     }
 
     fn bits(&self, role: Role) -> Option<f64> {
@@ -179,8 +189,8 @@ impl Recipe {
         if format.bits() != whole {
             return Err(Error::setting("bits", format!("{} for {}", format.bits(), self.target.name()), bits));
         }
-        format.check(module, features)?;
         let method = Grouped { format, factor: Factor::Search, rounder: self.rounder };
+        method.check(module, features)?;
         Ok(Some(Chosen::Grouped(method, features)))
     }
 }

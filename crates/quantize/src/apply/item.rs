@@ -45,6 +45,12 @@ fn layer_of(name: &str) -> Option<usize> {
     name.strip_prefix("model.layers.")?.split('.').next()?.parse().ok()
 }
 
+/// The list of experts that `name` is of one of: what goes before `.experts.` and a number.
+fn experts_of(name: &str) -> Option<&str> {
+    let (experts, rest) = name.split_once(".experts.")?;
+    rest.split('.').next()?.parse::<usize>().is_ok().then_some(experts)
+}
+
 impl<'a> Items<'a> {
     pub(super) fn new(
         checkpoint: &'a Checkpoint,
@@ -123,10 +129,9 @@ impl<'a> Items<'a> {
         let mut items = Vec::new();
         for name in stored.into_iter().flat_map(|s| s.tensors) {
             // A stack of experts that some of them are taken from cannot be copied beside them.
-            let stack = name.contains(".experts.") || !name.contains(".experts") || name == tensor.name;
-            let some = |m: &String| m.starts_with(name.rsplit_once('.').map_or("", |(experts, _)| experts));
-            if !stack && self.methods.keys().any(some) {
-                self.bytes += 2 * tensor.elements() as u64;
+            let stacked = experts_of(&tensor.name).filter(|_| experts_of(&name).is_none());
+            if stacked.is_some() && self.methods.keys().any(|module| experts_of(module) == stacked) {
+                self.bytes += store.info(&name)?.dtype.size() as u64 * tensor.elements() as u64;
                 return Ok(vec![Item::Decode(tensor.name.clone())]);
             }
             self.bytes += store.info(&name)?.bytes() as u64;
@@ -145,6 +150,16 @@ impl<'a> Items<'a> {
         })
     }
 
+    /// Whether a parameter is stored as F32, all of it.
+    fn is_f32(&self, tensor: &TensorInfo) -> Result<bool> {
+        for name in self.stored(tensor)?.iter().flat_map(|s| &s.tensors) {
+            if self.checkpoint.store.info(name)?.dtype != DType::F32 {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
     /// The weight `[out, in]` of a module.
     pub(super) fn matrix(&self, module: &str) -> Result<Matrix> {
         matrix(self.modules.as_ref(), &self.inventory, module)
@@ -156,14 +171,15 @@ impl<'a> Items<'a> {
         Ok((tensor.info, tensor.data))
     }
 
-    /// A parameter as plain floats: matrices as BF16, vectors as F32.
+    /// A parameter as plain floats: matrices as BF16 unless they are stored as F32, vectors as F32. All are finite.
     pub(super) fn decoded(&self, name: &str) -> Result<(TensorInfo, Vec<u8>)> {
         let declared = self.inventory.required().iter().find(|t| t.name == name);
-        let info = declared.ok_or_else(|| Error::module(name, "the architecture does not declare it"))?;
-        let (module, shape) = (name.strip_suffix(".weight").unwrap_or(name), info.shape.clone());
+        let declared = declared.ok_or_else(|| Error::module(name, "the architecture does not declare it"))?;
+        let (module, shape) = (name.strip_suffix(".weight").unwrap_or(name), declared.shape.clone());
         let info = |dtype| TensorInfo { name: name.to_owned(), dtype, shape: shape.clone() };
         let &[rows, cols] = shape.as_slice() else {
             let values = self.modules.vector(name, shape.iter().product())?.build()?.to_f32()?;
+            finite(name, &values)?;
             return Ok((info(DType::F32), crate::files::bytes_of(&values)));
         };
         let values = match self.inventory.sizes(module) {
@@ -178,7 +194,22 @@ impl<'a> Items<'a> {
                 }
             },
         };
+        finite(name, &values)?;
+        if self.is_f32(declared)? {
+            return Ok((info(DType::F32), crate::files::bytes_of(&values)));
+        }
         Ok((info(DType::BF16), values.iter().flat_map(|v| bf16::from_f32(*v).to_le_bytes()).collect()))
+    }
+}
+
+/// Refuses a value that is not finite.
+fn finite(name: &str, values: &[f32]) -> Result<()> {
+    match values.iter().position(|v| !v.is_finite()) {
+        None => Ok(()),
+        Some(at) => {
+            let why = format!("value {at} is {}; the checkpoint is damaged: download it again", values[at]);
+            Err(Error::module(name, why))
+        }
     }
 }
 
@@ -198,5 +229,24 @@ pub(crate) fn matrix(modules: &dyn Modules, inventory: &Inventory, module: &str)
             let why = format!("weight [{row}, {col}] is {value}; the checkpoint is damaged: download it again");
             Err(Error::module(module, why))
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn stacks_are_of_no_expert() {
+        assert_eq!(experts_of("model.layers.1.mlp.experts.12.up_proj.weight"), Some("model.layers.1.mlp"));
+        assert_eq!(experts_of("model.layers.1.mlp.experts.gate_up_proj"), None);
+        assert_eq!(experts_of("model.layers.1.mlp.shared_experts.up_proj.weight"), None);
+    }
+
+    #[test]
+    fn damage_is_named() {
+        assert!(finite("gate", &[1.0, -2.0]).is_ok());
+        let error = finite("gate", &[1.0, f32::INFINITY]).unwrap_err().to_string();
+        assert_eq!(error, "gate: value 1 is inf; the checkpoint is damaged: download it again");
     }
 }

@@ -191,7 +191,7 @@ impl Walk<'_> {
         if new {
             let (decoded, bits) = (&quantised.decoded, quantised.bits());
             let report =
-                ModuleReport::of(self.compute, module, method.name(), &weight, decoded, bits, hessian.as_ref());
+                ModuleReport::of(self.compute, module, method.name(), &weight, decoded, bits, hessian.as_ref())?;
             let info = |t: &crate::Written| TensorInfo {
                 name: format!("{module}.{}", t.suffix),
                 dtype: t.dtype,

@@ -83,7 +83,7 @@ pub struct Apply<'a> {
     pub resume: bool,
     /// What the format adds to the small files.
     pub describe: Describe<'a>,
-    /// What to say of how it was made, in `report.json`.
+    /// What to say of how it was made, in `report.json`; a run is continued only with the same.
     pub how: Value,
     /// Threads for the fingerprint's exact computation; 0 takes the physical cores.
     pub threads: usize,
@@ -122,6 +122,26 @@ fn unfinished(output: &Path) -> PathBuf {
     output.with_file_name(format!("{name}.unfinished"))
 }
 
+/// Refuses an output without a name of its own, one that is there already, and, unless work is to `resume`, one that an
+/// interrupted run has begun.
+pub fn check_output(output: &Path, resume: bool) -> Result<()> {
+    if output.file_name().is_none() {
+        let why = "has no name that the new folder could get; name a folder that is not there yet";
+        return Err(Bad::invalid(output.display(), why).into());
+    }
+    let taken = |path: &Path| std::fs::read_dir(path).is_ok_and(|mut entries| entries.next().is_some());
+    if output.exists() && (!output.is_dir() || taken(output)) {
+        let why = "is there already and will not be overwritten; name another folder";
+        return Err(Bad::invalid(output.display(), why).into());
+    }
+    let folder = unfinished(output);
+    if !resume && folder.join(JOB).exists() {
+        let why = "an interrupted run has left its work; --resume continues it, or delete the folder to begin again";
+        return Err(Bad::invalid(folder.display(), why).into());
+    }
+    Ok(())
+}
+
 impl Apply<'_> {
     /// Makes the checkpoint.
     pub fn run<B: Backend>(&self, backend: &B, compute: &dyn Compute, watch: Watch<'_>) -> Result<Outcome> {
@@ -140,20 +160,11 @@ impl Apply<'_> {
 
     /// The unfinished folder, made or found.
     fn begin(&self, bytes: u64) -> Result<PathBuf> {
-        let taken = |path: &Path| std::fs::read_dir(path).is_ok_and(|mut entries| entries.next().is_some());
-        if self.output.exists() && (!self.output.is_dir() || taken(self.output)) {
-            let why = "is there already and will not be overwritten; name another folder";
-            return Err(Bad::invalid(self.output.display(), why).into());
-        }
+        check_output(self.output, self.resume)?;
         let folder = unfinished(self.output);
         let job = self.job()?;
         let path = folder.join(JOB);
         if path.exists() {
-            if !self.resume {
-                let why =
-                    "an interrupted run has left its work; --resume continues it, or delete the folder to begin again";
-                return Err(Bad::invalid(folder.display(), why).into());
-            }
             let found: Value = read_json(&path)?;
             if found != job {
                 let why = "was begun with another model, text or settings: give the same, or delete the folder";
@@ -201,6 +212,7 @@ impl Apply<'_> {
             "model_identity": identity(self.checkpoint)?,
             "shard_bytes": self.shard_bytes,
             "calibration": calibration,
+            "how": self.how,
             "methods": methods,
         }))
     }

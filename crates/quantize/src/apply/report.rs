@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Compute, Hessian, Matrix};
+use crate::{Compute, Hessian, Matrix, Result};
 
 /// One quantised module.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -35,29 +35,32 @@ impl ModuleReport {
         decoded: &Matrix,
         stored: u64,
         hessian: Option<&Hessian>,
-    ) -> Self {
+    ) -> Result<Self> {
+        let ratio = |a: f64, b: f64| if a == 0.0 { 0.0 } else { a / b };
+        let proxy = |error: &[f32], h: &Hessian| -> Result<f64> {
+            Ok(ratio(energy(compute, error, h)?, energy(compute, weight.data(), h)?))
+        };
         let error: Vec<f32> = weight.data().iter().zip(decoded.data()).map(|(w, d)| w - d).collect();
         let square = |values: &[f32]| values.iter().map(|v| f64::from(*v) * f64::from(*v)).sum::<f64>();
-        let ratio = |a: f64, b: f64| if a == 0.0 { 0.0 } else { a / b };
         let shape = [weight.rows(), weight.cols()];
-        Self {
+        Ok(Self {
             module: module.to_owned(),
             method,
             shape,
             bits: stored as f64 / (shape[0] * shape[1]).max(1) as f64,
             nmse: ratio(square(&error), square(weight.data())),
-            proxy: hessian.map(|h| ratio(energy(compute, &error, h), energy(compute, weight.data(), h))),
+            proxy: hessian.map(|h| proxy(&error, h)).transpose()?,
             max_error: error.iter().fold(0.0, |m, e| m.max(e.abs())),
             tokens: hessian.map(Hessian::tokens),
-        }
+        })
     }
 }
 
 /// tr(M H M^T) of a matrix `[rows, in]`, as the product of M^T M with H.
-pub(crate) fn energy(compute: &dyn Compute, matrix: &[f32], hessian: &Hessian) -> f64 {
+pub(crate) fn energy(compute: &dyn Compute, matrix: &[f32], hessian: &Hessian) -> Result<f64> {
     let mut gram = Hessian::new(hessian.size());
-    compute.accumulate(&mut gram, matrix, None);
-    gram.sums().data().iter().zip(hessian.sums().data()).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum()
+    compute.accumulate(&mut gram, matrix, None)?;
+    Ok(gram.sums().data().iter().zip(hessian.sums().data()).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum())
 }
 
 /// A whole checkpoint.
@@ -90,10 +93,11 @@ mod tests {
         let hessian = Hessian::from_sums(matrix([2.0, 1.0, 1.0, 3.0]), 5.0).unwrap();
         let (w, d) = (matrix([1.0, 2.0, 3.0, -1.0]), matrix([1.0, 1.0, 3.0, 0.0]));
         let cpu = Cpu::new(1);
-        let report = ModuleReport::of(&cpu, "m", "x".into(), &w, &d, 10, Some(&hessian));
+        let report = ModuleReport::of(&cpu, "m", "x".into(), &w, &d, 10, Some(&hessian)).unwrap();
         assert_eq!((report.bits, report.max_error, report.tokens), (2.5, 1.0, Some(5.0)));
         assert!((report.nmse - 2.0 / 15.0).abs() < 1e-12);
         assert!((report.proxy.unwrap() - 6.0 / 33.0).abs() < 1e-6);
-        assert_eq!(ModuleReport::of(&cpu, "m", "x".into(), &w, &w, 10, Some(&hessian)).proxy, Some(0.0));
+        let same = ModuleReport::of(&cpu, "m", "x".into(), &w, &w, 10, Some(&hessian)).unwrap();
+        assert_eq!(same.proxy, Some(0.0));
     }
 }

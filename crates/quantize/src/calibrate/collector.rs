@@ -6,8 +6,8 @@ use std::sync::{Mutex, PoisonError};
 use marlin_backend::{Backend, LinearHandle, Observer};
 
 use super::{ExpertInputs, LayerStats, Moments, Routed};
-use crate::Compute;
 use crate::roles::Input;
+use crate::{Compute, Result};
 
 /// Sums the inputs of a layer's linears up.
 pub(super) struct Collector<'a> {
@@ -29,9 +29,9 @@ impl<'a> Collector<'a> {
     }
 
     /// Sums `rows` up under `key`.
-    pub(super) fn add(&self, key: &str, size: usize, rows: &[f32]) {
+    pub(super) fn add(&self, key: &str, size: usize, rows: &[f32]) -> Result<()> {
         let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
-        seen.stats.add(self.compute, key, size, rows, None);
+        seen.stats.add(self.compute, key, size, rows, None)
     }
 
     /// What was seen, of `tokens` tokens.
@@ -44,13 +44,21 @@ impl<'a> Collector<'a> {
 }
 
 impl LayerStats {
-    fn add(&mut self, compute: &dyn Compute, key: &str, size: usize, rows: &[f32], weights: Option<&[f32]>) {
+    fn add(
+        &mut self,
+        compute: &dyn Compute,
+        key: &str,
+        size: usize,
+        rows: &[f32],
+        weights: Option<&[f32]>,
+    ) -> Result<()> {
         let moments = self.moments.entry(key.to_owned()).or_insert_with(|| Moments::new(size));
-        self.left_out += compute.accumulate(&mut moments.hessian, rows, weights) as u64;
+        self.left_out += compute.accumulate(&mut moments.hessian, rows, weights)? as u64;
         moments.mass = match weights {
             None => moments.hessian.tokens(),
             Some(weights) => moments.mass + weights.iter().map(|w| f64::from(*w)).sum::<f64>(),
         };
+        Ok(())
     }
 }
 
@@ -75,8 +83,8 @@ impl<B: Backend> Observer<B> for Collector<'_> {
             Input::Expert { index, .. } => weights.get(index).map(Vec::as_slice),
             Input::Of(_) => None,
         };
-        stats.add(self.compute, &key, linear.cols(), &rows, weights);
-        Ok(())
+        let added = stats.add(self.compute, &key, linear.cols(), &rows, weights);
+        added.map_err(|e| marlin_backend::Error::Device(format!("{name}: {e}")))
     }
 
     fn routing(&self, _: &B, gate: &B::Linear, choices: &[Vec<(u32, f32)>]) -> marlin_backend::Result<()> {

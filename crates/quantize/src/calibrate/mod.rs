@@ -187,7 +187,7 @@ impl<'a, B: Backend> Runner<'a, B> {
             let pass = Pass { batch: &batch, kv: &self.kv, layer: 0, latent_form: LatentForm::Auto, observer: None };
             let x = self.model.head_input(b, &h, &pass)?;
             b.submit()?;
-            collector.add("lm_head", hidden, &b.read(&x)?);
+            collector.add("lm_head", hidden, &b.read(&x)?)?;
         }
         Ok(collector.finish(self.tokens()))
     }

@@ -64,15 +64,30 @@ pub struct Grouped {
     pub rounder: Rounder,
 }
 
+impl Grouped {
+    /// Refuses settings that the format does not have, and shapes `[out, in]` that it cannot store.
+    pub fn check(&self, module: &str, shape: [usize; 2]) -> Result<()> {
+        if let Rounder::Gptq { order, damping } = self.rounder {
+            self.format.check_order(order)?;
+            if !(0.0..=1.0).contains(&damping) {
+                return Err(Error::setting("damping", "0 to 1", damping));
+            }
+        }
+        self.format.check(module, shape)
+    }
+}
+
 impl Method for Grouped {
     fn name(&self) -> String {
-        let rounder = match self.rounder {
-            Rounder::Nearest => "nearest",
-            Rounder::Gptq { order: Order::Natural, .. } => "gptq",
-            Rounder::Gptq { order: Order::Activation, .. } => "gptq, act-order",
-            Rounder::Gptq { order: Order::ActivationGroups, .. } => "gptq, act-order with groups",
+        let Rounder::Gptq { order, damping } = self.rounder else {
+            return format!("{}, nearest", self.format.name());
         };
-        format!("{}, {rounder}", self.format.name())
+        let order = match order {
+            Order::Natural => "",
+            Order::Activation => ", act-order",
+            Order::ActivationGroups => ", act-order with groups",
+        };
+        format!("{}, gptq{order}, damping {damping}", self.format.name())
     }
 
     fn quantise(
@@ -82,13 +97,7 @@ impl Method for Grouped {
         weight: &Matrix,
         hessian: Option<&Hessian>,
     ) -> Result<Quantised> {
-        self.format.check(module, [weight.rows(), weight.cols()])?;
-        if let Rounder::Gptq { order, damping } = self.rounder {
-            self.format.check_order(order)?;
-            if !(0.0..=1.0).contains(&damping) {
-                return Err(Error::setting("damping", "0 to 1", damping));
-            }
-        }
+        self.check(module, [weight.rows(), weight.cols()])?;
         if let Some(at) = weight.data().iter().position(|w| !w.is_finite()) {
             let why = format!("weight [{}, {}] is not a finite number", at / weight.cols(), at % weight.cols());
             return Err(Error::Module { module: module.to_owned(), why });

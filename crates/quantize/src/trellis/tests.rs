@@ -40,7 +40,7 @@ fn correlated(size: usize, tokens: usize, seed: u64) -> Hessian {
             last = 0.9 * last + 0.4 * n;
             *x = last * if i % 37 == 0 { 4.0 } else { 1.0 };
         }
-        Cpu::new(1).accumulate(&mut hessian, &x, None);
+        Cpu::new(1).accumulate(&mut hessian, &x, None).unwrap();
     }
     hessian
 }

@@ -7,7 +7,7 @@ use crate::progress::Bar;
 use crate::{device, interrupt, model, output};
 use marlin_checkpoint::Checkpoint;
 use marlin_quantize::grouped::{Order, Rounder};
-use marlin_quantize::{Apply, Calibration, Choice, Progress, Recipe, Report, Samples, Stats, Target};
+use marlin_quantize::{Apply, Calibration, Choice, Progress, Recipe, Report, Samples, Stats, Target, check_output};
 use serde_json::{Value, json};
 
 /// Modules that are listed when work is done.
@@ -53,6 +53,7 @@ impl RecipeArgs {
 /// One command from a model to its quantised checkpoint.
 pub fn once(args: &Once) -> Result<()> {
     let checkpoint = model::open(&args.model)?;
+    check_output(&args.work.output, args.work.resume)?;
     let inputs = Inputs::read(&args.work, &checkpoint)?;
     if !inputs.calibrated() && args.recipe.format == Target::Exl3 && !args.work.no_calibration {
         return Err(Failure::text(
@@ -64,7 +65,8 @@ pub fn once(args: &Once) -> Result<()> {
         return plan::mixed(&checkpoint, &args.recipe, inputs, &args.work);
     }
     let choice = recipe.choose(&checkpoint, &|_| None)?;
-    let how = json!({ "format": recipe.target.name(), "bits": recipe.bits.to_string() });
+    let how =
+        json!({ "format": recipe.target.name(), "bits": recipe.bits.to_string(), "exact": args.work.engine.exact });
     make(&checkpoint, &choice, &inputs, &args.work, how)
 }
 

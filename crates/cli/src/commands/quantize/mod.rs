@@ -166,7 +166,7 @@ enum OrderName {
     Natural,
     /// Most active first, factors of the groups as they lie
     Static,
-    /// Most active first, groups in that order (gptq, int4 and int8)
+    /// Most active first, groups in that order (gptq)
     Dynamic,
 }
 

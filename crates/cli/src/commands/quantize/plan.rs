@@ -6,10 +6,12 @@ use crate::args::EngineArgs;
 use crate::error::{Failure, Result};
 use crate::progress::Bar;
 use crate::{device, interrupt, model, output};
+use clap::ValueEnum;
 use marlin_checkpoint::Checkpoint;
 use marlin_quantize::planner::{Limits, Module, Plan, Series, Summary, chart, pareto, plan};
-use marlin_quantize::{Bits, Probe, Progress, Recipe, Stats, Target, probe};
+use marlin_quantize::{Bits, Probe, Progress, Recipe, Stats, Target, check_output, probe};
 use serde_json::json;
+use std::collections::BTreeMap;
 use std::path::Path;
 
 /// Budgets of a sweep.
@@ -18,14 +20,14 @@ const SWEEP: usize = 17;
 pub fn run(args: &PlanArgs) -> Result<()> {
     let checkpoint = model::open(&args.model)?;
     let stats = Stats::open(&args.stats)?;
-    if args.output.exists() {
-        let path = args.output.display();
+    for path in std::iter::once(&args.output).chain(&args.pareto).filter(|path| path.exists()) {
+        let path = path.display();
         return Err(Failure::text(format!("{path}: is there already and will not be overwritten; name another file")));
     }
     let recipe = args.recipe.recipe(&Inputs::Stats(stats.clone()))?;
     let bits = whole(&recipe)?;
-    let least = args.min_bits.unwrap_or_else(|| around(bits).0);
-    let most = args.max_bits.unwrap_or_else(|| around(bits).1);
+    let usual = around(bits, recipe.target);
+    let (least, most) = (args.min_bits.unwrap_or(usual.0), args.max_bits.unwrap_or(usual.1));
     let tried = Probe { min_bits: least, max_bits: most, rows: args.probe_rows };
     let modules = tries(&checkpoint, &stats, &recipe, tried, &args.engine)?;
     let limits = Limits {
@@ -34,14 +36,13 @@ pub fn run(args: &PlanArgs) -> Result<()> {
         equal_gate_up: args.equal_gate_up,
         ..Limits::default()
     };
-    let (plan, summary) = solve(&modules, &limits, &args.recipe)?;
+    let (plan, summary) = solve(&checkpoint, &recipe, &modules, &limits, &args.recipe)?;
+    let drawn = match &args.pareto {
+        None => None,
+        Some(path) => Some((path, pareto(&modules, &limits, &sweep(&modules)?)?)),
+    };
     write(&args.output, &plan.text(&summary.to_string()))?;
-    if let Some(path) = &args.pareto {
-        let budgets: Vec<f64> = (0..SWEEP)
-            .map(|i| f64::from(least) + f64::from(most - least) * i as f64 / (SWEEP - 1) as f64)
-            .map(|bits| Ok(budget(&modules, bits)? as f64 / weights(&modules) as f64))
-            .collect::<Result<_>>()?;
-        let points = pareto(&modules, &limits, &budgets)?;
+    if let Some((path, points)) = drawn {
         let series = [
             Series { name: "mixed".to_owned(), points: points.iter().map(|p| (p.bits_per_weight, p.damage)).collect() },
             Series {
@@ -60,6 +61,7 @@ pub fn apply(args: &ApplyArgs) -> Result<()> {
     let name = args.plan.display().to_string();
     let text = std::fs::read_to_string(&args.plan).map_err(|e| Failure::text(format!("{name}: {e}")))?;
     let plan = Plan::parse(&name, &text)?;
+    check_output(&args.work.output, args.work.resume)?;
     let inputs = Inputs::read(&args.work, &checkpoint)?;
     let recipe = settings(&plan, &name)?.recipe(&inputs)?;
     follow(&checkpoint, &plan, &recipe, &inputs, &args.work, &name)
@@ -74,8 +76,7 @@ fn follow(
     work: &Work,
     name: &str,
 ) -> Result<()> {
-    let of: std::collections::BTreeMap<&str, u32> =
-        plan.bits.iter().map(|(module, bits)| (module.as_str(), *bits)).collect();
+    let of: BTreeMap<&str, u32> = plan.bits.iter().map(|(module, bits)| (module.as_str(), *bits)).collect();
     let choice = recipe.choose(checkpoint, &|module| of.get(module).map(|bits| f64::from(*bits)))?;
     let chosen = choice.bits();
     // A plan may leave a module as it is, by 16 bits.
@@ -85,13 +86,27 @@ fn follow(
             checkpoint.name
         )));
     }
-    let how = json!({ "format": recipe.target.name(), "plan": plan.text("").lines().collect::<Vec<_>>() });
+    if let Some(module) = recipe.modules(checkpoint)?.iter().find(|module| !of.contains_key(module.as_str())) {
+        return Err(Failure::text(format!(
+            "{name}: {module} has no bits; add a line for it, with 16 to keep it as it is"
+        )));
+    }
+    let lines: Vec<String> = plan.text("").lines().map(str::to_owned).collect();
+    let how = json!({ "format": recipe.target.name(), "plan": lines, "exact": work.engine.exact });
     make(checkpoint, &choice, inputs, work, how)
 }
 
 /// One command for bits that are no whole number: calibrates, plans, and quantises. What was calibrated is kept beside the
 /// output until it is complete.
 pub fn mixed(checkpoint: &Checkpoint, args: &RecipeArgs, inputs: Inputs, work: &Work) -> Result<()> {
+    if work.sequential {
+        return Err(Failure::text(
+            "--sequential: bits that are no whole number are planned from what the original layers see; give whole bits, or \
+             make a plan (quantize plan) and apply it with --sequential",
+        ));
+    }
+    // What cannot succeed is refused before the text is read through.
+    let bits = whole(&args.recipe(&inputs)?)?;
     let (folder, stats) = match inputs {
         Inputs::None => {
             return Err(Failure::text(
@@ -127,12 +142,11 @@ pub fn mixed(checkpoint: &Checkpoint, args: &RecipeArgs, inputs: Inputs, work: &
     };
     let inputs = Inputs::Stats(stats.clone());
     let recipe = args.recipe(&inputs)?;
-    let bits = whole(&recipe)?;
-    let (least, most) = around(bits);
+    let (least, most) = around(bits, recipe.target);
     let tried = Probe { min_bits: least, max_bits: most, rows: 128 };
     let modules = tries(checkpoint, &stats, &recipe, tried, &work.engine)?;
     let limits = Limits { budget: budget(&modules, bits)?, ..Limits::default() };
-    let (plan, summary) = solve(&modules, &limits, args)?;
+    let (plan, summary) = solve(checkpoint, &recipe, &modules, &limits, args)?;
     output::note(summary.to_string().trim_end());
     follow(checkpoint, &plan, &recipe, &inputs, work, "the plan")?;
     if let Some(folder) = folder {
@@ -141,18 +155,30 @@ pub fn mixed(checkpoint: &Checkpoint, args: &RecipeArgs, inputs: Inputs, work: &
     Ok(())
 }
 
-/// The one number of bits that is asked for.
+/// The one number of bits that is asked for, which lies at or between two that the format has.
 fn whole(recipe: &Recipe) -> Result<f64> {
-    match recipe.bits.all() {
-        Some(bits) if bits <= 8.0 => Ok(bits),
-        Some(bits) => Err(Failure::text(format!("--bits: expected at most 8 for a plan, found {bits}"))),
-        None => Err(Failure::text("--bits: a plan needs one number of bits for all modules, such as 3.5")),
+    let Some(bits) = recipe.bits.all() else {
+        return Err(Failure::text("--bits: a plan needs one number of bits for all modules, such as 3.5"));
+    };
+    let (name, widths) = (recipe.target.name(), recipe.target.widths());
+    if bits > 8.0 {
+        return Err(Failure::text(format!("--bits: expected at most 8 for a plan, found {bits}")));
+    }
+    match [bits.floor(), bits.ceil()].into_iter().find(|near| !widths.contains(&(*near as u32))) {
+        None => Ok(bits),
+        Some(near) => Err(Failure::text(format!(
+            "--bits {bits}: modules would have {} or {} bits, but {name} has no {near}, only {widths:?}",
+            bits.floor(),
+            bits.ceil()
+        ))),
     }
 }
 
-/// Bits that are tried for an average of `bits` unless others are named.
-fn around(bits: f64) -> (u32, u32) {
-    ((bits.floor() as u32).saturating_sub(1).clamp(2, 7), (bits.ceil() as u32 + 2).clamp(3, 8))
+/// Least and most bits that are tried for an average of `bits` unless others are named.
+fn around(bits: f64, target: Target) -> (u32, u32) {
+    let widths = target.widths();
+    let (least, most) = (widths.first().copied().unwrap_or(1), widths.last().copied().unwrap_or(8));
+    ((bits.floor() as u32).saturating_sub(1).max(least), (bits.ceil() as u32 + 2).min(most))
 }
 
 fn tries(
@@ -178,15 +204,38 @@ fn weights(modules: &[Module]) -> u64 {
 
 /// What all modules take at `bits`, between whole bits in proportion: the size of uniform bits.
 fn budget(modules: &[Module], bits: f64) -> Result<u64> {
+    between(modules, bits.floor() as u32, bits.ceil() as u32, bits.fract())
+}
+
+/// Budgets of a sweep over the bits that all modules have, in stored bits of a weight.
+fn sweep(modules: &[Module]) -> Result<Vec<f64>> {
+    let mut free = modules.iter().filter(|module| !module.is_protected());
+    let mut common: Vec<u32> =
+        free.next().map_or_else(|| vec![0], |module| module.choices.iter().map(|c| c.bits).collect());
+    common.retain(|bits| free.clone().all(|module| module.choices.iter().any(|c| c.bits == *bits)));
+    common.sort_unstable();
+    let steps = common.len().saturating_sub(1);
+    let budgets = (0..SWEEP).filter(|i| *i == 0 || steps > 0).map(|i| {
+        let at = (i * steps) as f64 / (SWEEP - 1) as f64;
+        let bits = |place: f64| common.get(place as usize).copied().unwrap_or(0);
+        let stored = between(modules, bits(at.floor()), bits(at.ceil()), at.fract())?;
+        // Half a bit more, which is not lost when the product with the weights is rounded down.
+        Ok((stored as f64 + 0.5) / weights(modules).max(1) as f64)
+    });
+    budgets.collect()
+}
+
+/// What all modules take `part` of the way from `low` to `high` bits.
+fn between(modules: &[Module], low: u32, high: u32, part: f64) -> Result<u64> {
     let mut sum = 0.0;
     for module in modules {
         let at = |bits: u32| module.choices.iter().find(|c| c.bits == bits).map(|c| c.stored as f64);
         let only = module.choices.first().filter(|_| module.is_protected()).map(|c| c.stored as f64);
-        let between = at(bits.floor() as u32).zip(at(bits.ceil() as u32)).map(|(a, b)| a + bits.fract() * (b - a));
+        let between = at(low).zip(at(high)).map(|(a, b)| a + part * (b - a));
         sum += only.or(between).ok_or_else(|| {
             let of: Vec<u32> = module.choices.iter().map(|c| c.bits).collect();
             Failure::text(format!(
-                "--bits {bits}: {} is tried at {of:?} bits only (--min-bits, --max-bits)",
+                "{} is tried at {of:?} bits only, not at {low} and {high} (--min-bits, --max-bits)",
                 module.name
             ))
         })?;
@@ -194,10 +243,22 @@ fn budget(modules: &[Module], bits: f64) -> Result<u64> {
     Ok(sum.floor() as u64)
 }
 
-fn solve(modules: &[Module], limits: &Limits, args: &RecipeArgs) -> Result<(Plan, Summary)> {
+fn solve(
+    checkpoint: &Checkpoint,
+    recipe: &Recipe,
+    modules: &[Module],
+    limits: &Limits,
+    args: &RecipeArgs,
+) -> Result<(Plan, Summary)> {
     let planned = plan(modules, limits)?;
     let summary = Summary::new(modules, &planned.bits, Some(planned.bound));
-    let mut made = Plan::new(modules.iter().map(|m| m.name.clone()).zip(planned.bits).collect());
+    let mut bits: BTreeMap<&str, u32> = modules.iter().map(|m| m.name.as_str()).zip(planned.bits).collect();
+    // Modules that are not planned for are kept as they are, and the plan says so.
+    let lines = recipe.modules(checkpoint)?.into_iter().map(|module| {
+        let own = bits.remove(module.as_str()).unwrap_or(16);
+        (module, own)
+    });
+    let mut made = Plan::new(lines.collect());
     made.settings.insert("format".to_owned(), args.format.name().to_owned());
     if let Some(group) = args.group {
         made.settings.insert("group".to_owned(), group.to_string());
@@ -205,7 +266,20 @@ fn solve(modules: &[Module], limits: &Limits, args: &RecipeArgs) -> Result<(Plan
     if args.asymmetric {
         made.settings.insert("asymmetric".to_owned(), "true".to_owned());
     }
+    if let Some(block) = args.rotate {
+        made.settings.insert("rotate".to_owned(), block.to_string());
+    }
+    if let Some(rounding) = args.rounding {
+        made.settings.insert("rounding".to_owned(), word(rounding));
+    }
+    made.settings.insert("order".to_owned(), word(args.order));
+    made.settings.insert("damping".to_owned(), args.damping.to_string());
     Ok((made, summary))
+}
+
+/// A value as the command line has it.
+fn word(value: impl ValueEnum) -> String {
+    value.to_possible_value().map(|known| known.get_name().to_owned()).unwrap_or_default()
 }
 
 /// The recipe that a plan's settings make.
@@ -220,6 +294,10 @@ fn settings(plan: &Plan, name: &str) -> Result<RecipeArgs> {
             }
             "group" => args.group = Some(value.parse().map_err(|_| wrong(key, value))?),
             "asymmetric" => args.asymmetric = value.parse().map_err(|_| wrong(key, value))?,
+            "rotate" => args.rotate = Some(value.parse().map_err(|_| wrong(key, value))?),
+            "rounding" => args.rounding = Some(ValueEnum::from_str(value, false).map_err(|_| wrong(key, value))?),
+            "order" => args.order = ValueEnum::from_str(value, false).map_err(|_| wrong(key, value))?,
+            "damping" => args.damping = value.parse().map_err(|_| wrong(key, value))?,
             _ => return Err(Failure::text(format!("{name}: there is no setting {key:?}"))),
         }
     }
