@@ -20,7 +20,7 @@ const SWEEP: usize = 17;
 pub fn run(args: &PlanArgs) -> Result<()> {
     let checkpoint = model::open(&args.model)?;
     let stats = Stats::open(&args.stats)?;
-    for path in std::iter::once(&args.output).chain(&args.pareto).filter(|path| path.exists()) {
+    if let Some(path) = std::iter::once(&args.output).chain(&args.pareto).find(|path| path.exists()) {
         let path = path.display();
         return Err(Failure::text(format!("{path}: is there already and will not be overwritten; name another file")));
     }
