@@ -22,10 +22,14 @@ pub(crate) trait Grid: Sync {
     fn round(&self, factors: Factors, weight: f32) -> f32;
 
     /// The code of a value that [`Grid::round`] gave.
-    fn code(&self, factors: Factors, value: f32) -> u8;
+    fn code(&self, factors: Factors, value: f32) -> u8 {
+        (nearest(value / factors.scale) + factors.offset) as u8
+    }
 
-    /// What a reader of the file computes for `code`, bit for bit.
-    fn value(&self, factors: Factors, code: u8) -> f32;
+    /// What a reader of the file computes for `code`, bit for bit; by default, and so is the code, `offset` is a zero point.
+    fn value(&self, factors: Factors, code: u8) -> f32 {
+        factors.scale * (f32::from(code) - factors.offset)
+    }
 }
 
 /// How the factors of a group are found.

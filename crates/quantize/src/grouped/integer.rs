@@ -48,14 +48,6 @@ impl Grid for Symmetric {
         let steps = nearest((weight / factors.scale).clamp(-factors.offset, factors.offset - 1.0));
         factors.scale * steps
     }
-
-    fn code(&self, factors: Factors, value: f32) -> u8 {
-        (nearest(value / factors.scale) + factors.offset) as u8
-    }
-
-    fn value(&self, factors: Factors, code: u8) -> f32 {
-        factors.scale * (f32::from(code) - factors.offset)
-    }
 }
 
 /// Codes of `scale x (code - zero)` with a zero point for each group: GPTQ's and compressed-tensors' `sym: false`. Zero is
@@ -94,14 +86,6 @@ impl Grid for Affine {
     fn round(&self, factors: Factors, weight: f32) -> f32 {
         let steps = (weight / factors.scale).clamp(-factors.offset, self.most() - factors.offset);
         factors.scale * nearest(steps)
-    }
-
-    fn code(&self, factors: Factors, value: f32) -> u8 {
-        (nearest(value / factors.scale) + factors.offset) as u8
-    }
-
-    fn value(&self, factors: Factors, code: u8) -> f32 {
-        factors.scale * (f32::from(code) - factors.offset)
     }
 }
 
