@@ -86,14 +86,6 @@ impl Pages {
         Ok(Pages(map))
     }
 
-    pub(crate) fn ptr(&self) -> *const u8 {
-        self.0.as_ptr()
-    }
-
-    pub(crate) fn ptr_mut(&mut self) -> *mut u8 {
-        self.0.as_mut_ptr()
-    }
-
     /// All of it; at least one byte.
     pub(crate) fn all(&self) -> &[u8] {
         &self.0

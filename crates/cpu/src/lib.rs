@@ -26,6 +26,7 @@ pub mod grouped;
 pub mod kernels;
 pub mod linear;
 mod mat;
+mod memory;
 pub mod ops;
 pub mod pool;
 pub mod simd;

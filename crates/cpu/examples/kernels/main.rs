@@ -232,6 +232,11 @@ fn pool(cpu: &Cpu) -> Result<()> {
     Ok(())
 }
 
+/// The weight in the kernels' order.
+fn laid(cpu: &Cpu, w: &Trellis) -> Result<TrellisMat> {
+    TrellisMat::new(cpu, w).map_err(|_| marlin_cpu::Error { op: "trellis", what: "memory", expected: 1, found: 0 })
+}
+
 /// A matrix of random codes; `None` where the shape is refused, which it is not.
 fn trellis(rows: usize, cols: usize, bits: usize, codebook: Codebook) -> Option<Trellis> {
     let mut state = 0x9e37_79b9_7f4a_7c15u64;
@@ -276,7 +281,7 @@ fn exl3_core(level: Level) -> Result<()> {
     for codebook in [Codebook::Mul1, Codebook::Mcg, Codebook::ThreeInst] {
         for bits in 1..=8 {
             let Some(w) = trellis(n, k, bits, codebook) else { continue };
-            let mat = TrellisMat::new(cpu, &w);
+            let mat = laid(cpu, &w)?;
             let runs = if level < Level::Avx512 { 30 } else { 400 };
             let mut line = format!("exl3 core {codebook:?} {bits} bits:");
             let mut add = |what: &str, t: f64| line += &format!(" {what} {:.2},", hz * t * 32.0 / (n * k) as f64);
@@ -325,7 +330,7 @@ fn exl3_core(level: Level) -> Result<()> {
                     t8 * hz / k as f64
                 );
                 let t = best(runs, || {
-                    std::hint::black_box(TrellisMat::new(cpu, &w));
+                    std::hint::black_box(laid(cpu, &w)?);
                     Ok(())
                 })?;
                 println!("exl3 core: laid out at {:.2} bytes a cycle", mat.bytes() as f64 / t / hz);
@@ -357,7 +362,7 @@ fn exl3(cpu: &Cpu, bandwidth: f64) -> Result<()> {
             }
             let Some(w) = trellis(n, k, bits, codebook) else { continue };
             let start = Instant::now();
-            let mats: Vec<TrellisMat> = (0..12).map(|_| TrellisMat::new(cpu, &w)).collect();
+            let mats = (0..12).map(|_| laid(cpu, &w)).collect::<Result<Vec<_>>>()?;
             let laid = (12 * n * k * bits) as f64 / 8.0 / start.elapsed().as_secs_f64();
             let weights = (mats.len() * n * k) as f64;
             let mut buf = TrellisActsBuf::default();
@@ -429,7 +434,7 @@ fn exl3_model(cpu: &Cpu) -> Result<()> {
             // A part of the outputs, in several copies.
             let part = if m > 4 { 512 } else { n.min(4096) };
             let Some(w) = trellis(part, k, bits, Codebook::Mul1) else { continue };
-            let mats: Vec<TrellisMat> = (0..8).map(|_| TrellisMat::new(cpu, &w)).collect();
+            let mats = (0..8).map(|_| laid(cpu, &w)).collect::<Result<Vec<_>>>()?;
             let x: Vec<f32> = (0..m * k).map(|i| (i as f32 * 0.37).sin()).collect();
             let mut out = vec![0.0f32; m * part];
             let mut buf = TrellisActsBuf::default();

@@ -5,7 +5,7 @@
 //! positions have a probability of exactly zero and never enter a maximum, so a query in the middle of a prefill does
 //! the same operations as the same query decoded alone.
 
-use crate::linear::Elem;
+use crate::simd::Elem;
 use crate::simd::{self, Kernel, LANES, Simd, exp};
 use std::marker::PhantomData;
 

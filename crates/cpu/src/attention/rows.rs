@@ -3,7 +3,7 @@
 use super::core::{Source, TILE, Tile};
 use super::stored::{SCALE, Stored};
 use crate::DType;
-use crate::linear::{Elem, F16};
+use crate::simd::{Elem, F16};
 use crate::simd::{LANES, Simd, load_some};
 
 /// Where the rows of a position are.

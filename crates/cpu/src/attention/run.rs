@@ -3,8 +3,8 @@
 use super::core::{CHUNK, Dot, E4m3, I8, Kv, Plain, Quads, Queries, Source, State, WORK, Widened, merge};
 use super::stored::Stored;
 use crate::buffer::{Buffer, Shared, scratch};
-use crate::linear::{F16, F32};
 use crate::simd::{self, Kernel, LANES, Simd, load_some, store_some};
+use crate::simd::{F16, F32};
 use crate::{Cpu, DType};
 
 /// Query vectors that a task takes at most, where a row has no more heads than that.

@@ -76,7 +76,7 @@ impl CpuLinear {
                 None => decoded(b, &name, Weight::Packed(weight))?,
             },
             Weight::Trellis(weight) => match (rotation(&input, &output), weight.rows() * weight.cols()) {
-                (Some(_), 1..) => Kind::Trellis(TrellisMat::new(&b.cpu, &weight)),
+                (Some(_), 1..) => Kind::Trellis(TrellisMat::new(&b.cpu, &weight)?),
                 _ => decoded(b, &name, Weight::Trellis(weight))?,
             },
         };

@@ -3,7 +3,7 @@
 use super::{ROWS, SPAN, STEP};
 use crate::buffer::{Buffer, Shared};
 use crate::mat::at_least;
-use crate::simd::{self, Kernel, Simd};
+use crate::simd::{self, Kernel, LANES, Simd};
 use crate::{Cpu, Result};
 use std::marker::PhantomData;
 
@@ -188,37 +188,32 @@ struct Round<'a> {
 impl Kernel for Round<'_> {
     type Out = ();
 
-    // Plain loops over arrays: the compiler vectorises them with the level's features.
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
         let mut padded = [0.0f32; SPAN];
         padded[..self.x.len()].copy_from_slice(self.x);
-        for step in 0..STEPS {
-            let mut x = [0.0f32; STEP];
-            x.copy_from_slice(&padded[step * STEP..(step + 1) * STEP]);
-            let mut most = [0.0f32; 16];
-            for i in 0..16 {
-                let (a, b) = (x[i].abs(), x[i + 16].abs());
-                most[i] = if a > b { a } else { b };
-            }
-            for half in [8, 4, 2, 1] {
-                for i in 0..half {
-                    most[i] = if most[i] > most[i + half] { most[i] } else { most[i + half] };
+        // SAFETY: the level's features are enabled; the loads and stores are within the arrays, whose sizes are asserted.
+        unsafe {
+            assert!(self.bytes.len() == SPAN && self.scales.len() == STEPS && self.products.len() == HALVES);
+            let bytes = self.bytes.as_mut_ptr();
+            for step in 0..STEPS {
+                let at = padded.as_ptr().add(step * STEP);
+                let x = [S::load(at), S::load(at.add(LANES))];
+                let size = |v: S::F| S::max(v, S::sub(S::zero(), v));
+                // Zero, or not a number if a value is none or infinite: then neither is the factor.
+                let none = S::sum(S::fma(x[0], S::zero(), S::mul(x[1], S::zero())));
+                let scale = S::largest(S::max(size(x[0]), size(x[1]))) / 127.0 + none;
+                // Below this the inverse would overflow; such values round to zero.
+                let inverse = if scale > 1e-37 { 1.0 / scale } else { 0.0 };
+                self.scales[step] = scale;
+                for (half, x) in x.into_iter().enumerate() {
+                    let whole = S::round(S::mul(x, S::splat(inverse)));
+                    S::store_i8(bytes.add(step * STEP + half * LANES), whole);
+                    // Exact: sixteen integers of a byte.
+                    let sum = S::sum(whole);
+                    self.sums[step * 2 + half] = sum as i32;
+                    self.products[step * 2 + half] = sum * scale;
                 }
-            }
-            let scale = most[0] / 127.0;
-            // Below this the inverse would overflow; such values round to zero.
-            let inverse = if scale > 1e-37 { 1.0 / scale } else { 0.0 };
-            self.scales[step] = scale;
-            for half in 0..2 {
-                let mut sum = 0i32;
-                for i in 0..16 {
-                    let q = (x[half * 16 + i] * inverse).round_ties_even() as i32 as i8;
-                    self.bytes[step * STEP + half * 16 + i] = q as u8;
-                    sum += i32::from(q);
-                }
-                self.sums[step * 2 + half] = sum;
-                self.products[step * 2 + half] = sum as f32 * scale;
             }
         }
     }

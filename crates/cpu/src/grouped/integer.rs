@@ -7,18 +7,21 @@ use super::scales::{Decode, Decoded, GROUPS};
 use super::unpack::{codes, step_bytes};
 use super::{ROWS, SPAN, STEP};
 use crate::simd::{self, Kernel, LANES, Simd};
+use std::ops::Range;
 
 /// Rows of activations that pass over a pair of tiles before the next pair is unpacked.
 const ROW_BLOCK: usize = 48;
 /// Bytes of an unpacked step of a pair of tiles.
 const PAIR_STEP: usize = 2 * 8 * 64;
-/// Bytes ahead of use that are asked for.
+/// Bytes ahead of use that are asked for where codes are unpacked.
 const AHEAD: usize = 4096;
-/// Pairs of tiles that a matrix-vector product reads side by side: memory answers several streams faster than one.
-const STREAMS: usize = 2;
+/// Tiles that a matrix-vector product reads side by side: memory answers several streams faster than one.
+const STREAMS: usize = 4;
 
-/// Scratch that [`Integer`] needs: unpacked codes and sums.
-pub(crate) const SCRATCH: usize = STEPS * PAIR_STEP + ROW_BLOCK * 2 * LANES * 4;
+/// Bytes of the numbers of as many tiles.
+const NUMBERS: usize = STREAMS * size_of::<Decoded>();
+/// Scratch that [`Integer`] needs: numbers, unpacked codes and sums, in this order.
+pub(crate) const SCRATCH: usize = NUMBERS + STEPS * PAIR_STEP + ROW_BLOCK * 2 * LANES * 4;
 
 /// `out[m, n] = sum_k x[m, k] * w[n, k]` for `m` rows and `tiles` tiles from `first` on, padding not written.
 pub(crate) struct Integer<'a> {
@@ -63,7 +66,7 @@ struct Cell {
     /// What each sum begins with: for each row, one for each step or half of one.
     starts: *const i32,
     products: *const f32,
-    /// Both tiles' numbers.
+    /// The tiles' numbers.
     numbers: *const Decoded,
     /// `[m, 2, LANES]` sums over the records so far.
     y: *mut f32,
@@ -131,45 +134,45 @@ unsafe fn cell<S: Simd, const MR: usize, const WIDE: bool, const HALF: bool, con
     }
 }
 
-/// One row of activations against one record of some tiles, straight from the codes: for a matrix-vector product, where
+/// One row of activations against one record of `N` tiles, straight from the codes: for a matrix-vector product, where
 /// unpacking into memory would be most of the work. A step of each tile follows one of the tile before, so that memory is
 /// read in as many streams.
-struct Single<'a, const HALF: bool, const AFFINE: bool> {
+struct Single<'a, const N: usize, const HALF: bool, const AFFINE: bool> {
     bits: u32,
     table: Option<&'a [u8; 16]>,
     /// The codes of each tile.
-    codes: &'a [*const u8],
+    codes: [*const u8; N],
     /// Bytes of numbers before them.
     numbers: usize,
-    /// From here to the same of the next record.
-    ahead: usize,
-    /// Of the first tiles; more follow.
+    /// With `N` tiles' numbers and `[N, LANES]` sums.
     cell: Cell,
 }
 
-impl<const HALF: bool, const AFFINE: bool> Single<'_, HALF, AFFINE> {
+impl<const N: usize, const HALF: bool, const AFFINE: bool> Single<'_, N, HALF, AFFINE> {
     #[inline(always)]
     unsafe fn each<S: Simd>(&self, bits: u32, table: Option<S::V>) {
         let c = &self.cell;
         let size = step_bytes(bits);
+        // Half a record.
+        let ahead = (self.numbers + SPAN / STEP * size) / 128 * 64;
         let pieces = if HALF { 2 } else { 1 };
         // SAFETY: the fields' promises.
         unsafe {
-            for codes in self.codes {
+            let mut y = [S::zero(); N];
+            for t in 0..N {
+                y[t] = S::load(c.y.add(t * LANES));
                 for line in (0..self.numbers).step_by(64) {
-                    S::prefetch(codes.wrapping_sub(self.numbers).wrapping_add(self.ahead + line));
+                    S::prefetch(self.codes[t].wrapping_add(ahead - self.numbers + line));
                 }
             }
-            for (half, step) in (0..2).flat_map(|half| (0..c.steps).map(move |step| (half, step))) {
+            for step in 0..c.steps {
                 let scale_x = S::splat(*c.scales.add(step));
-                for (t, codes_of) in self.codes.iter().enumerate().skip(half).step_by(2) {
-                    let numbers = &*c.numbers.add(t);
-                    let from = codes_of.add(step * size);
+                for t in 0..N {
+                    let from = self.codes[t].add(step * size);
                     for line in 0..bits as usize {
-                        S::prefetch(from.wrapping_add(self.ahead + 64 * line));
+                        S::prefetch(from.wrapping_add(ahead + 64 * line));
                     }
                     let v = codes::<S>(bits, from);
-                    let mut y = S::load(c.y.add(t * LANES));
                     for half in 0..pieces {
                         let piece = pieces * step + half;
                         // Two sums, so that products wait less for each other; integers add up in any order.
@@ -183,23 +186,26 @@ impl<const HALF: bool, const AFFINE: bool> Single<'_, HALF, AFFINE> {
                             acc[i % 2] = S::dot_bytes::<false>(acc[i % 2], v, c.x.add(step * STEP + 4 * q));
                         }
                         let g = if HALF { piece } else { step >> c.shift };
+                        let numbers = &*c.numbers.add(t);
                         let factor = S::mul(S::load(numbers.scale.get_unchecked(g).as_ptr()), scale_x);
-                        y = S::fma(S::to_f32(S::add_sums(acc[0], acc[1])), factor, y);
+                        y[t] = S::fma(S::to_f32(S::add_sums(acc[0], acc[1])), factor, y[t]);
                         if AFFINE {
                             let minimum = S::load(numbers.minimum.get_unchecked(g).as_ptr());
                             let at = c.products.add(2 * step + half);
                             let sum = if HALF { *at } else { *at + *at.add(1) };
-                            y = S::fma(minimum, S::splat(sum), y);
+                            y[t] = S::fma(minimum, S::splat(sum), y[t]);
                         }
                     }
-                    S::store(c.y.add(t * LANES), y);
                 }
+            }
+            for t in 0..N {
+                S::store(c.y.add(t * LANES), y[t]);
             }
         }
     }
 }
 
-impl<const HALF: bool, const AFFINE: bool> Kernel for Single<'_, HALF, AFFINE> {
+impl<const N: usize, const HALF: bool, const AFFINE: bool> Kernel for Single<'_, N, HALF, AFFINE> {
     type Out = ();
 
     #[inline(always)]
@@ -321,92 +327,132 @@ impl Integer<'_> {
     }
 
     unsafe fn all<const WIDE: bool, const HALF: bool, const AFFINE: bool>(&self, level: simd::Level) {
-        let single = self.x.m == 1 && !WIDE;
-        let (streams, block) = if single { (STREAMS, 1) } else { (1, ROW_BLOCK) };
-        let layout = self.w.layout();
-        let mut numbers = [const { Decoded::new() }; 2 * STREAMS];
-        // Each stream goes through consecutive pairs of tiles, so that what follows in memory is what it wants next.
-        let pairs = self.tiles.div_ceil(2);
-        let each = pairs.div_ceil(streams);
-        // SAFETY: the contract of `run`; the scratch holds the panel and the sums, in this order.
+        // SAFETY: the contract of `run`.
         unsafe {
-            let y = self.scratch.add(STEPS * PAIR_STEP).cast::<f32>();
-            for m0 in (0..self.x.m).step_by(block) {
-                let rows = block.min(self.x.m - m0);
-                for first in 0..each {
-                    let (mut tiles, mut n) = ([0; 2 * STREAMS], 0);
-                    for pair in (first..pairs).step_by(each) {
-                        for tile in [2 * pair, 2 * pair + 1].into_iter().filter(|tile| *tile < self.tiles) {
-                            tiles[n] = tile;
-                            n += 1;
-                        }
-                    }
-                    let tiles = &tiles[..n];
-                    y.write_bytes(0, rows * 2 * streams * LANES);
-                    for record in 0..layout.records() {
-                        self.record::<WIDE, HALF, AFFINE>(level, tiles, &mut numbers, record, [m0, rows], y);
-                    }
-                    for (t, tile) in tiles.iter().enumerate() {
-                        let n = (layout.rows() - (self.first + tile) * ROWS).min(ROWS);
-                        for m in 0..rows {
-                            let out = self.out.add((m0 + m) * self.ld + tile * ROWS);
-                            out.copy_from_nonoverlapping(y.add((2 * m + t) * LANES), n);
-                        }
-                    }
+            if self.x.m == 1 && !WIDE {
+                // Each stream goes through consecutive tiles, so that what follows in memory is what it wants next.
+                let each = self.tiles / STREAMS;
+                for i in 0..each {
+                    let tiles = std::array::from_fn(|s| s * each + i);
+                    self.row::<STREAMS, HALF, AFFINE>(level, tiles);
+                }
+                for tile in STREAMS * each..self.tiles {
+                    self.row::<1, HALF, AFFINE>(level, [tile]);
+                }
+                return;
+            }
+            for m0 in (0..self.x.m).step_by(ROW_BLOCK) {
+                for first in (0..self.tiles).step_by(2) {
+                    let tiles = &[first, first + 1][..(self.tiles - first).min(2)];
+                    self.rows::<WIDE, HALF, AFFINE>(level, tiles, m0..self.x.m.min(m0 + ROW_BLOCK));
                 }
             }
         }
     }
 
-    /// Adds a record's products with these tiles to `y`: `[rows, 2, LANES]`, or for one row `[tiles, LANES]`.
-    #[inline(always)]
-    unsafe fn record<const WIDE: bool, const HALF: bool, const AFFINE: bool>(
-        &self,
-        level: simd::Level,
-        tiles: &[usize],
-        numbers: &mut [Decoded; 2 * STREAMS],
-        record: usize,
-        [m0, rows]: [usize; 2],
-        y: *mut f32,
-    ) {
-        let layout = self.w.layout();
-        let table = match &layout.mapping {
+    /// The table of the codes, if they have one.
+    fn table(&self) -> Option<&[u8; 16]> {
+        match &self.w.layout().mapping {
             Mapping::Table { table, .. } => Some(table),
             _ => None,
-        };
+        }
+    }
+
+    /// Decodes the numbers of a record of a tile, and says where its codes begin.
+    unsafe fn decode(&self, level: simd::Level, tile: usize, record: usize, out: *mut Decoded) -> *const u8 {
+        let layout = self.w.layout();
         debug_assert!(SPAN / layout.group <= GROUPS);
-        let (bits, steps) = (layout.bits, layout.steps(record));
+        let (head, record) = (self.w.head(self.first + tile), self.w.record(self.first + tile, record));
+        // SAFETY: the contract of `run`.
+        unsafe {
+            // The scratch's bytes are floats of some value.
+            simd::run(level, Decode { layout, head, record, folded: true, out: &mut *out });
+            record.add(layout.numbers)
+        }
+    }
+
+    /// What rows `m0..` need of a record.
+    unsafe fn cell(&self, record: usize, m0: usize, y: *mut f32) -> Cell {
+        let layout = self.w.layout();
         let row = record * self.x.all + m0;
         // SAFETY: the contract of `run`.
         unsafe {
-            let mut codes = [std::ptr::null(); 2 * STREAMS];
-            for (t, tile) in tiles.iter().enumerate() {
-                let (head, at) = (self.w.head(self.first + tile), self.w.record(self.first + tile, record));
-                simd::run(level, Decode { layout, head, record: at, folded: true, out: &mut numbers[t] });
-                codes[t] = at.add(layout.numbers);
-            }
-            let codes = &codes[..tiles.len()];
-            let cell = Cell {
-                panel: self.scratch,
-                steps,
+            Cell {
+                panel: self.scratch.add(NUMBERS),
+                steps: layout.steps(record),
                 shift: (layout.group / STEP).max(1).trailing_zeros(),
                 x: self.x.bytes.add(row * SPAN),
                 scales: self.x.scales.add(row * STEPS),
-                starts: self.starts.add(row * if HALF { HALVES } else { STEPS }),
+                starts: self.starts.add(row * if layout.group < STEP { HALVES } else { STEPS }),
                 products: self.x.products.add(row * HALVES),
-                numbers: numbers.as_ptr(),
+                numbers: self.scratch.cast(),
                 y,
-            };
-            if self.x.m == 1 && !WIDE {
-                let (numbers, ahead) = (layout.numbers, 2 * layout.record());
-                simd::run(level, Single::<HALF, AFFINE> { bits, table, codes, numbers, ahead, cell });
-                return;
             }
-            for (t, codes) in codes.iter().enumerate() {
-                let panel = self.scratch.add(512 * t);
-                simd::run(level, Unpack { bits, table, codes: *codes, steps, panel });
+        }
+    }
+
+    /// Writes a tile's outputs of row `m`.
+    unsafe fn write(&self, m: usize, tile: usize, y: *const f32) {
+        let n = (self.w.layout().rows() - (self.first + tile) * ROWS).min(ROWS);
+        // SAFETY: the contract of `run`.
+        unsafe { self.out.add(m * self.ld + tile * ROWS).copy_from_nonoverlapping(y, n) }
+    }
+
+    /// The only row of activations with these tiles.
+    #[inline(always)]
+    unsafe fn row<const N: usize, const HALF: bool, const AFFINE: bool>(&self, level: simd::Level, tiles: [usize; N]) {
+        let layout = self.w.layout();
+        let mut y = [[0.0f32; LANES]; N];
+        // SAFETY: the contract of `run`.
+        unsafe {
+            for record in 0..layout.records() {
+                let mut codes = [std::ptr::null(); N];
+                for t in 0..N {
+                    codes[t] = self.decode(level, tiles[t], record, self.scratch.cast::<Decoded>().add(t));
+                }
+                let single = Single::<N, HALF, AFFINE> {
+                    bits: layout.bits,
+                    table: self.table(),
+                    codes,
+                    numbers: layout.numbers,
+                    cell: self.cell(record, 0, y.as_mut_ptr().cast()),
+                };
+                simd::run(level, single);
             }
-            simd::run(level, Block::<WIDE, HALF, AFFINE>(cell, rows));
+            for (tile, y) in tiles.into_iter().zip(&y) {
+                self.write(0, tile, y.as_ptr());
+            }
+        }
+    }
+
+    /// Some rows of activations, [`ROW_BLOCK`] at most, with a tile or two.
+    #[inline(always)]
+    unsafe fn rows<const WIDE: bool, const HALF: bool, const AFFINE: bool>(
+        &self,
+        level: simd::Level,
+        tiles: &[usize],
+        rows: Range<usize>,
+    ) {
+        let layout = self.w.layout();
+        let (bits, table) = (layout.bits, self.table());
+        // SAFETY: the contract of `run`.
+        unsafe {
+            let y = self.scratch.add(NUMBERS + STEPS * PAIR_STEP).cast::<f32>();
+            y.write_bytes(0, rows.len() * 2 * LANES);
+            for record in 0..layout.records() {
+                let cell = self.cell(record, rows.start, y);
+                for (t, tile) in tiles.iter().enumerate() {
+                    let codes = self.decode(level, *tile, record, self.scratch.cast::<Decoded>().add(t));
+                    let (steps, panel) = (cell.steps, cell.panel.cast_mut().add(512 * t));
+                    simd::run(level, Unpack { bits, table, codes, steps, panel });
+                }
+                simd::run(level, Block::<WIDE, HALF, AFFINE>(cell, rows.len()));
+            }
+            for (m, row) in rows.enumerate() {
+                for (t, tile) in tiles.iter().enumerate() {
+                    self.write(row, *tile, y.add((2 * m + t) * LANES));
+                }
+            }
         }
     }
 }

@@ -281,17 +281,14 @@ impl Layout {
         self.numbers + SPAN / STEP * step_bytes(self.bits)
     }
 
-    /// Where a tile's numbers for whole rows begin: those of a pair of tiles stand together, then the pair's records,
-    /// first tile, second tile, record after record, so that a walk over both is one sequential stream.
+    /// Where a tile's numbers for whole rows begin.
     pub(crate) fn head_at(&self, tile: usize) -> usize {
-        tile / 2 * 2 * self.tile_bytes() + tile % 2 * self.head
+        tile * self.tile_bytes()
     }
 
     /// Where a tile's record begins.
     pub(crate) fn record_at(&self, tile: usize, record: usize) -> usize {
-        let pair = if tile / 2 * 2 + 1 < self.tiles() { 2 } else { 1 };
-        let size = self.numbers + self.steps(record) * step_bytes(self.bits);
-        tile / 2 * 2 * self.tile_bytes() + pair * (self.head + record * self.record()) + tile % 2 * size
+        tile * self.tile_bytes() + self.head + record * self.record()
     }
 
     /// Bytes of a tile. The last record ends with its own codes.

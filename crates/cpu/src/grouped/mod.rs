@@ -1,9 +1,11 @@
 //! Weights of grouped codes: 2 to 8 bits with factors, zero points and minimums, re-laid once for the registers.
 //!
 //! Sixteen rows make a *tile*, 256 columns of a tile a *record*: first the factors, then the codes that they belong to.
-//! Records of two neighbouring tiles alternate, so that a thread that computes both reads one sequential stream. Within a record 32 columns make a *step*: eight vectors of 64 codes, in
-//! which lane `r` (four bytes) holds row `r`'s four consecutive columns. Codes of other widths than 4 and 8 are split
-//! into planes of 4, 2 and 1 bits.
+//! Within a record 32 columns make a *step*: eight vectors of 64 codes, in which lane `r` (four bytes) holds row `r`'s four
+//! consecutive columns. Codes of other widths than 4 and 8 are split into planes of 4, 2 and 1 bits.
+//!
+//! A matrix-vector product walks over four tiles at a time, a step of each in turn: each is a sequential stream, and four
+//! streams come faster out of memory than one (33 against 30 GB/s of 35 on a Xeon of 2023).
 //!
 //! In [`Mode::Fast`](crate::Mode) activations are rounded to signed bytes, 32 of a row at a time with a factor of their
 //! own (absmax / 127), and multiplied as integers: `y += s_w s_x (sum of code x - zero sum of x) + minimum s_x sum of x`,

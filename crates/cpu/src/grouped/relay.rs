@@ -4,7 +4,8 @@ use super::layout::{Layout, Mapping, Numbers, Tree};
 use super::scales::{Decode, Decoded};
 use super::unpack::{lay, step_bytes};
 use super::{ROWS, SPAN, STEP};
-use crate::buffer::{Pages, Shared};
+use crate::buffer::Shared;
+use crate::memory::Memory;
 use crate::{Cpu, simd};
 use marlin_checkpoint::weight::{ScaleTree, ScaleType, Scales, ValueMap, Zero};
 use marlin_checkpoint::{Error, Grouped, Packed, Result};
@@ -14,7 +15,7 @@ use std::sync::{Mutex, PoisonError};
 /// A matrix of grouped codes in tiles.
 pub struct GroupedMat {
     layout: Layout,
-    data: Pages,
+    data: Memory,
 }
 
 /// Where canonical rows come from.
@@ -78,11 +79,10 @@ impl GroupedMat {
         }
         let sample = weight.rows(0..granule.min(rows))?;
         let Some(layout) = Layout::of(&sample, rows) else { return Ok(None) };
-        let mut data = Pages::new("a weight", layout.bytes())?;
-        let base = Shared(data.ptr_mut());
-        // Whole pairs of tiles that are whole granules, a few at a time.
-        let pair = 2 * ROWS;
-        let piece = (pair..).step_by(pair).find(|n| n.is_multiple_of(granule)).unwrap_or(pair);
+        let data = Memory::new(layout.bytes())?;
+        let base = Shared(data.ptr());
+        // Whole tiles that are whole granules, a few at a time.
+        let piece = (ROWS..).step_by(ROWS).find(|n| n.is_multiple_of(granule)).unwrap_or(ROWS);
         let piece = piece * (64 / piece).max(1);
         let wrong = Mutex::new(None);
         cpu.pool().run(rows.div_ceil(piece), &|p| {
@@ -90,7 +90,7 @@ impl GroupedMat {
             let part = weight.rows(range.clone()).map_err(marlin_backend::Error::from).and_then(|part| {
                 let first = layout.head_at(range.start / ROWS);
                 let bytes = part.rows().div_ceil(ROWS) * layout.tile_bytes();
-                // SAFETY: every pair belongs to one task and lies within the buffer.
+                // SAFETY: every tile belongs to one task and lies within the buffer.
                 let to = unsafe { { base }.part(first, bytes) };
                 for row in (0..part.rows()).step_by(ROWS) {
                     let place = Place { layout: &layout, tile: (range.start + row) / ROWS, base: first };

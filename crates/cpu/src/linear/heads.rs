@@ -1,10 +1,11 @@
 //! Products with one matrix per head, as latent attention needs them: `kv_b_proj` is used as it lies on disk.
 
-use super::kernel::{Bf16, Elem, F16, F32, load_tail};
+use super::kernel::load_tail;
 use super::{Acts, ActsBuf, Job, Out, Tiles, W, run};
 use crate::buffer::Shared;
 use crate::mat::{at_least, same};
 use crate::simd::{self, Kernel, LANES, Simd, load_some, store_some};
+use crate::simd::{Bf16, Elem, F16, F32};
 use crate::{Cpu, DType, Mat, Mode, Result};
 
 /// `out[r, h, :] = w[h * per + from .. + n] x[r, h, :]`: x `[rows, heads]` vectors of `k` values, `x_ld` values apart, w `[heads * per, k]`, out

@@ -5,7 +5,7 @@
 //! the result does not depend on which of them computed it.
 
 use crate::DType;
-use crate::simd::{self, Kernel, LANES, PAIRS, Simd, load_some};
+use crate::simd::{self, Bf16, Elem, F16, F32, Kernel, LANES, PAIRS, Simd, load_some};
 use std::marker::PhantomData;
 
 /// The most rows of activations for which each row of weights may be read once and in order.
@@ -56,44 +56,6 @@ pub(crate) fn scratch_bytes(k: usize) -> usize {
 fn wide_row(k: usize) -> usize {
     let bytes = k.next_multiple_of(LANES) * 4;
     if bytes.is_multiple_of(1024) { bytes + 64 } else { bytes }
-}
-
-/// Elements as they lie in memory, widened to `f32` on the way in.
-pub(crate) trait Elem: Copy {
-    const SIZE: usize;
-    unsafe fn load<S: Simd>(p: *const u8) -> S::F;
-}
-
-#[derive(Clone, Copy)]
-pub(crate) struct F32;
-#[derive(Clone, Copy)]
-pub(crate) struct F16;
-#[derive(Clone, Copy)]
-pub(crate) struct Bf16;
-
-impl Elem for F32 {
-    const SIZE: usize = 4;
-    #[inline(always)]
-    unsafe fn load<S: Simd>(p: *const u8) -> S::F {
-        // SAFETY: the caller vouches for sixteen elements.
-        unsafe { S::load(p.cast()) }
-    }
-}
-impl Elem for F16 {
-    const SIZE: usize = 2;
-    #[inline(always)]
-    unsafe fn load<S: Simd>(p: *const u8) -> S::F {
-        // SAFETY: the caller vouches for sixteen elements.
-        unsafe { S::load_f16(p) }
-    }
-}
-impl Elem for Bf16 {
-    const SIZE: usize = 2;
-    #[inline(always)]
-    unsafe fn load<S: Simd>(p: *const u8) -> S::F {
-        // SAFETY: the caller vouches for sixteen elements.
-        unsafe { S::load_bf16(p) }
-    }
 }
 
 /// Loads `n < 16` elements and zeros.

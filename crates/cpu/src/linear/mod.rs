@@ -14,7 +14,7 @@ mod weight;
 pub use acts::{Acts, ActsBuf};
 pub use experts::{Expert, ExpertsBuf, Route, experts};
 pub use heads::{per_head, per_head_tiles, per_head_transposed};
-pub(crate) use kernel::{Bf16, Elem, F16, F32, GEMV_ROWS, SwiGlu, load_tail};
+pub(crate) use kernel::{GEMV_ROWS, SwiGlu, load_tail};
 pub use product::{Rows, add_products};
 pub use weight::{Needs, Tiles, W};
 

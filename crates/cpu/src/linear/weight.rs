@@ -141,16 +141,16 @@ impl<'a> W<'a> {
     /// Rows and columns of the outputs that one task computes for these activations, if `wanted` tasks are wanted.
     pub(super) fn split(&self, cpu: &Cpu, x: &Acts<'_>, wanted: usize) -> (usize, usize) {
         const STEP: usize = 12;
-        const PAIR: usize = 2 * ROWS;
+        const FOUR: usize = 4 * ROWS;
         let (m, n, row) = (x.m, self.rows(), self.row_bytes().max(1));
         if m <= 8 {
             let least = (16 << 10) / row;
-            // Pairs of tiles are read several at a time.
-            let (wanted, step) = if matches!(self, W::Dense(_)) { (wanted, 6) } else { (wanted.div_ceil(2), PAIR) };
+            // Four tiles are read at a time.
+            let (wanted, step) = if matches!(self, W::Dense(_)) { (wanted, 6) } else { (wanted.div_ceil(2), FOUR) };
             return (m, n.div_ceil(wanted).max(least).next_multiple_of(step));
         }
         if matches!(self, W::Grouped(_)) || self.tiled(cpu, x) {
-            let cols = n.div_ceil(wanted).next_multiple_of(PAIR).clamp(PAIR, 8 * PAIR);
+            let cols = n.div_ceil(wanted).next_multiple_of(FOUR).clamp(FOUR, 4 * FOUR);
             let pieces = wanted / n.div_ceil(cols).max(1);
             let rows = if pieces > 1 { m.div_ceil(pieces).next_multiple_of(96) } else { m };
             return (rows, cols);

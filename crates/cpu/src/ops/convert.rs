@@ -1,9 +1,9 @@
 //! Conversions between element types, rounding to nearest even, and gathering rows of an embedding.
 
 use crate::buffer::Shared;
-use crate::linear::{Bf16, Elem, F16, F32};
 use crate::mat::{at_least, same};
 use crate::simd::{self, Kernel, LANES, PAIRS, Simd, load_some};
+use crate::simd::{Bf16, Elem, F16, F32};
 use crate::{Cpu, DType, Error, Mat, Result};
 
 /// Values that one task converts.

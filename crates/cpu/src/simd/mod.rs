@@ -5,6 +5,7 @@
 //! kernel in `f32` arithmetic gives the same bits on every level; only the `bf16` dot product ([`Simd::dot`]) rounds
 //! differently, which is why it is a mode of its own.
 
+mod elem;
 pub mod int8;
 #[cfg(target_arch = "aarch64")]
 mod neon;
@@ -14,6 +15,7 @@ mod x86;
 #[cfg(target_arch = "x86_64")]
 pub(crate) mod x86_512;
 
+pub(crate) use elem::{Bf16, E4m3, E8m0, Elem, F16, F32, I8, U8};
 use int8::Int8;
 use std::fmt;
 

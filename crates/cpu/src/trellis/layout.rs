@@ -8,9 +8,9 @@
 //! Pairs of tiles lie in the order `[rows / 32, cols / 16, bits, 32]` words: for each 32 outputs, all inputs downwards. A
 //! single last tile is paired with zeros.
 
-use super::memory::Memory;
 use crate::Cpu;
 use crate::buffer::Shared;
+use crate::memory::Memory;
 use marlin_checkpoint::Trellis;
 use marlin_checkpoint::weight::Codebook;
 
@@ -31,11 +31,11 @@ pub struct TrellisMat {
 impl TrellisMat {
     /// Re-lays a weight in parallel, giving back pages of a mapped file as they have been read. Takes the same number of
     /// bytes, but for a last odd tile of outputs.
-    pub fn new(cpu: &Cpu, w: &Trellis) -> TrellisMat {
+    pub fn new(cpu: &Cpu, w: &Trellis) -> marlin_backend::Result<TrellisMat> {
         let (rows, cols, bits) = (w.rows(), w.cols(), w.bits());
         let (across, blocks) = (rows / 16, cols / 16);
         let mat = TrellisMat {
-            memory: Memory::new(across.div_ceil(2) * blocks * 64 * bits),
+            memory: Memory::new(across.div_ceil(2) * blocks * 64 * bits)?,
             rows,
             cols,
             bits,
@@ -70,7 +70,7 @@ impl TrellisMat {
             }
             from += some;
         }
-        mat
+        Ok(mat)
     }
 
     /// Output features, padding included; a multiple of 16.

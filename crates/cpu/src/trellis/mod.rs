@@ -22,7 +22,6 @@ mod halves;
 mod job;
 mod lanes;
 mod layout;
-mod memory;
 #[cfg(test)]
 mod tests;
 

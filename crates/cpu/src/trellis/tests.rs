@@ -71,7 +71,7 @@ fn published_tiles_bit_for_bit() {
         let stream: Vec<u8> = words(&stream[4..]).iter().flat_map(|w| w.to_le_bytes()).collect();
         let seq = words(&seq[4..]);
         for cpu in levels() {
-            let mat = TrellisMat::new(&cpu, &stored(16, 16, bits, stream.clone(), book));
+            let mat = TrellisMat::new(&cpu, &stored(16, 16, bits, stream.clone(), book)).unwrap();
             let got = halves(&cpu, &mat);
             let at = |input: usize, output: usize| got[output * 16 + input];
             let first =
@@ -96,7 +96,7 @@ fn every_panel_of_every_kind() {
                 let (rows, cols) = (80, 208);
                 let w = random(rows, cols, bits, book, bits as u64);
                 let want = reference(&w);
-                let mat = TrellisMat::new(&cpu, &w);
+                let mat = TrellisMat::new(&cpu, &w).unwrap();
                 let label = format!("{bits} bits, {book:?}, {}", cpu.level());
                 for (got, want) in halves(&cpu, &mat).iter().zip(&want) {
                     assert_eq!(f16::from_bits(*got).to_f32(), *want, "{label}");
@@ -179,7 +179,7 @@ fn products_of_every_kind() {
                     let want = plain_product(&matrix, &x, m, cols);
                     let mut exact: Option<Vec<f32>> = None;
                     for cpu in levels() {
-                        let mat = TrellisMat::new(&cpu, &w);
+                        let mat = TrellisMat::new(&cpu, &w).unwrap();
                         for precision in [Precision::Exact, Precision::Int16, Precision::Int8, Precision::Bf16] {
                             let got = product(&cpu, precision, &mat, &x, m);
                             let d = distance(&got, &want);
@@ -207,7 +207,7 @@ fn sixteen_bits_are_enough() {
         let x: Vec<f32> = (0..cols).map(|_| (0..6).map(|_| rng.next()).sum()).collect();
         let want = plain_product(&reference(&w), &x, 1, cols);
         for cpu in levels() {
-            let mat = TrellisMat::new(&cpu, &w);
+            let mat = TrellisMat::new(&cpu, &w).unwrap();
             let fine = distance(&product(&cpu, Precision::Int16, &mat, &x, 1), &want);
             assert!(fine < 5e-4, "{book:?}, {}: {fine}", cpu.level());
             let coarse = distance(&product(&cpu, Precision::Int8, &mat, &x, 1), &want);
@@ -225,7 +225,7 @@ fn extreme_activations() {
         let w = random(rows, cols, 4, book, 11);
         let matrix = reference(&w);
         for cpu in levels() {
-            let mat = TrellisMat::new(&cpu, &w);
+            let mat = TrellisMat::new(&cpu, &w).unwrap();
             for precision in [Precision::Int16, Precision::Int8, Precision::Bf16] {
                 let zeros = vec![0.0; cols];
                 assert!(product(&cpu, precision, &mat, &zeros, 1).iter().all(|y| *y == 0.0));
@@ -250,7 +250,7 @@ fn rows_do_not_depend_on_their_batch() {
     for cpu in levels() {
         for book in BOOKS {
             let (rows, cols, m) = (160, 592, 29);
-            let mat = TrellisMat::new(&cpu, &random(rows, cols, 5, book, 2));
+            let mat = TrellisMat::new(&cpu, &random(rows, cols, 5, book, 2)).unwrap();
             let x = rng.vec(m * cols);
             for precision in [Precision::Exact, Precision::Int16, Precision::Int8, Precision::Bf16] {
                 let all = product(&cpu, precision, &mat, &x, m);
@@ -273,7 +273,7 @@ fn layer(cpu: &Cpu, linear: &Linear, mode: Mode, m: usize) -> f64 {
     let before = Rotation { block: *block, scale: suh.as_deref() };
     let after = Rotation { block: *block, scale: svh.as_deref() };
     let (inputs, outputs) = (linear.in_features(), linear.out_features());
-    let mat = TrellisMat::new(cpu, w);
+    let mat = TrellisMat::new(cpu, w).unwrap();
     let x = Rng(8).vec(m * inputs);
     let want: Vec<f64> =
         x.chunks_exact(inputs).flat_map(|x| linear.apply(x).unwrap()).map(|y| f64::from(y) + 0.25).collect();
@@ -356,7 +356,7 @@ fn layers_of_real_checkpoints() {
 #[test]
 fn shapes_that_do_not_fit() {
     let cpu = Cpu::new(1);
-    let mat = TrellisMat::new(&cpu, &random(32, 64, 2, Codebook::Mcg, 1));
+    let mat = TrellisMat::new(&cpu, &random(32, 64, 2, Codebook::Mcg, 1)).unwrap();
     assert_eq!((mat.rows(), mat.cols(), mat.bits(), mat.codebook()), (32, 64, 2, Codebook::Mcg));
     assert_eq!(mat.bytes(), 32 * 64 * 2 / 8);
     let x = vec![0.0; 64];
@@ -383,7 +383,7 @@ fn shapes_that_do_not_fit() {
 fn large_matrices_are_laid_out_whole() {
     let w = random(2064, 1104, 3, Codebook::Mul1, 21);
     let cpu = Cpu::new(2);
-    let mat = TrellisMat::new(&cpu, &w);
+    let mat = TrellisMat::new(&cpu, &w).unwrap();
     let got = halves(&cpu, &mat);
     for (n, k) in (0..2064).step_by(13).flat_map(|n| (0..1104).step_by(7).map(move |k| (n, k))) {
         let state = trellis::state(w.tile(k / 16, n / 16), 3, trellis::position(k % 16, n % 16));

@@ -140,6 +140,15 @@ impl Int8 for Avx2 {
         }
     }
     #[inline(always)]
+    unsafe fn store_i8(p: *mut u8, v: Self::F) {
+        unsafe {
+            let words = _mm256_packs_epi32(_mm256_cvtps_epi32(v[0]), _mm256_cvtps_epi32(v[1]));
+            let words = _mm256_permute4x64_epi64::<0b11_01_10_00>(words);
+            let bytes = _mm_packs_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256::<1>(words));
+            _mm_storeu_si128(p.cast(), bytes);
+        }
+    }
+    #[inline(always)]
     unsafe fn load_e4m3(p: *const u8) -> Self::F {
         unsafe {
             let one = |i: usize| {

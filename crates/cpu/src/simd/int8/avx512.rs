@@ -129,6 +129,10 @@ impl<const DOT: bool> Int8 for Avx512<DOT> {
         unsafe { _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(p.cast()))) }
     }
     #[inline(always)]
+    unsafe fn store_i8(p: *mut u8, v: __m512) {
+        unsafe { _mm_storeu_si128(p.cast(), _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(v))) }
+    }
+    #[inline(always)]
     unsafe fn load_e4m3(p: *const u8) -> __m512 {
         unsafe {
             let v = _mm512_cvtepi8_epi32(_mm_loadu_si128(p.cast()));

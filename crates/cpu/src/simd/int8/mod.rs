@@ -54,6 +54,8 @@ pub trait Int8: Copy + Send + Sync + 'static {
     unsafe fn load_u8(p: *const u8) -> Self::F;
     /// Loads sixteen signed bytes as floats.
     unsafe fn load_i8(p: *const u8) -> Self::F;
+    /// Stores sixteen integers of -128 to 127 as signed bytes; another number becomes any byte.
+    unsafe fn store_i8(p: *mut u8, v: Self::F);
     /// Loads sixteen E4M3 numbers (without infinities; NaN becomes 480).
     unsafe fn load_e4m3(p: *const u8) -> Self::F;
     /// Loads sixteen quads of signed bytes: vector `j` has number `j` of each quad.

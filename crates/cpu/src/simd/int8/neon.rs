@@ -131,6 +131,15 @@ impl<const DOT: bool> Int8 for Neon<DOT> {
         unsafe { words(p).map(|v| vcvtq_f32_s32(vshrq_n_s32::<24>(vreinterpretq_s32_u32(vshlq_n_u32::<24>(v))))) }
     }
     #[inline(always)]
+    unsafe fn store_i8(p: *mut u8, v: Self::F) {
+        unsafe {
+            let words = v.map(|v| vmovn_s32(vcvtnq_s32_f32(v)));
+            let low = vmovn_s16(vcombine_s16(words[0], words[1]));
+            let high = vmovn_s16(vcombine_s16(words[2], words[3]));
+            vst1q_s8(p.cast(), vcombine_s8(low, high));
+        }
+    }
+    #[inline(always)]
     unsafe fn load_e4m3(p: *const u8) -> Self::F {
         unsafe {
             words(p).map(|v| {

@@ -54,6 +54,11 @@ impl Int8 for Scalar {
     unsafe fn load_i8(p: *const u8) -> Self::F {
         from_fn(|i| f32::from(unsafe { *p.add(i) } as i8))
     }
+    unsafe fn store_i8(p: *mut u8, v: Self::F) {
+        for (i, v) in v.into_iter().enumerate() {
+            unsafe { *p.add(i) = v as i32 as u8 }
+        }
+    }
     unsafe fn load_e4m3(p: *const u8) -> Self::F {
         from_fn(|i| e4m3(unsafe { *p.add(i) }))
     }
