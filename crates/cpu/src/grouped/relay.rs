@@ -225,20 +225,25 @@ fn lay_numbers(place: &Place<'_>, numbers: &Numbers, scales: &Scales, first: usi
     let (size, per) = (numbers.size(), SPAN / numbers.group);
     let (block, bits) = (scales.block(), scales.kind().bits());
     let stride = (scales.across() * bits).div_ceil(8);
+    let lines: [&[u8]; ROWS] =
+        std::array::from_fn(|r| &scales.data()[(first + r.min(count - 1)) / block.0 * stride..][..stride]);
+    let lines = &lines[..count];
     for record in 0..layout.records() {
         let groups = (layout.cols - record * SPAN).min(SPAN).div_ceil(numbers.group);
         let base = place.record(record) + numbers.offset;
         let to = &mut tile[base..base + per * ROWS * size];
-        for r in 0..count {
-            let line = &scales.data()[(first + r) / block.0 * stride..][..stride];
-            for g in 0..groups {
-                let i = (record * per + g) * numbers.group / block.1;
-                let at = (g * ROWS + r) * size;
-                match (scales.kind(), size) {
-                    (ScaleType::U4, _) => to[at] = line[i / 2] >> (4 * (i % 2)) & 15,
-                    (_, 1) => to[at] = line[i],
-                    (_, 2) => to[at..at + 2].copy_from_slice(&line[2 * i..2 * i + 2]),
-                    _ => to[at..at + size].copy_from_slice(&line[i * size..(i + 1) * size]),
+        for (g, to) in to.chunks_exact_mut(ROWS * size).take(groups).enumerate() {
+            let i = (record * per + g) * numbers.group / block.1;
+            match (scales.kind(), size) {
+                (ScaleType::U4, _) => to.iter_mut().zip(lines).for_each(|(to, l)| *to = l[i / 2] >> (4 * (i % 2)) & 15),
+                (_, 1) => to.iter_mut().zip(lines).for_each(|(to, line)| *to = line[i]),
+                (_, 2) => {
+                    let to = to.as_chunks_mut::<2>().0;
+                    to.iter_mut().zip(lines).for_each(|(to, line)| to.copy_from_slice(&line[2 * i..2 * i + 2]));
+                }
+                _ => {
+                    let to = to.chunks_exact_mut(size);
+                    to.zip(lines).for_each(|(to, line)| to.copy_from_slice(&line[i * size..(i + 1) * size]));
                 }
             }
         }
@@ -268,15 +273,19 @@ fn lay_fours(rows: &[&[u8]], at: usize, step: &mut [u8]) {
 /// 32 codes from a bit stream, least significant bit first.
 fn expand(bits: u32, from: &[u8]) -> [u8; 32] {
     let mut codes = [0; 32];
-    let mask = (1u64 << bits) - 1;
+    // Each field of two numbers becomes two of half its width, with one number each.
+    let apart = |v: u64, bits: u32, fields: u64, half: u32| {
+        let mask = fields * ((1 << bits) - 1);
+        (v & mask) | (v >> bits & mask) << half
+    };
     // Eight codes are as many bytes as a code has bits.
-    for (eight, bytes) in codes.as_chunks_mut::<8>().0.iter_mut().zip(from.chunks_exact(bits as usize)) {
-        let mut word = [0; 8];
-        word[..bytes.len()].copy_from_slice(bytes);
-        let word = u64::from_le_bytes(word);
-        for (i, code) in eight.iter_mut().enumerate() {
-            *code = (word >> (i as u32 * bits) & mask) as u8;
-        }
+    for (i, eight) in codes.as_chunks_mut::<8>().0.iter_mut().enumerate() {
+        let at = (i * bits as usize).min(from.len() - 8);
+        let word = from[at..].first_chunk().map_or(0, |bytes| u64::from_le_bytes(*bytes));
+        let v = word >> (8 * (i * bits as usize - at));
+        let v = apart(v, 4 * bits, 1, 32);
+        let v = apart(v, 2 * bits, 0x0000_0001_0000_0001, 16);
+        *eight = apart(v, bits, 0x0001_0001_0001_0001, 8).to_le_bytes();
     }
     codes
 }

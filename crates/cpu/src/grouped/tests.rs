@@ -196,3 +196,31 @@ fn groups_without_a_kernel_are_left_alone() {
     let weight = Grouped::new([16, 64], 4, vec![0; 512].into(), ValueMap::E2M1, scale, None).unwrap();
     assert!(GroupedMat::from_grouped(&Cpu::new(1), "w", &weight).unwrap().is_none());
 }
+
+#[test]
+fn activations_that_are_not_finite_stay_visible() {
+    let scale = ScaleTree::flat(scales(&mut Rng(3), ScaleType::F16, 16, 64, (1, 32)));
+    let weight = Grouped::new([16, 64], 4, vec![0x9a; 512].into(), ValueMap::E2M1, scale, None).unwrap();
+    for cpu in cpus() {
+        let w = GroupedMat::from_grouped(&cpu, "w", &weight).unwrap().unwrap();
+        for (bad, at) in [(f32::NAN, 3), (f32::INFINITY, 40), (f32::NEG_INFINITY, 63)] {
+            for m in [1, 2] {
+                let mut x = vec![0.5; m * 64];
+                x[at] = bad;
+                let mut buf = Bytes8Buf::default();
+                let start = w.layout().start();
+                let x8 = buf.prepare(&cpu, [Some(start); STARTS], &x, m, 64, 64).unwrap();
+                let (mut out, mut scratch) = (vec![0.0; m * 16], vec![0u64; integer::SCRATCH / 8 + 8]);
+                let scratch = scratch.as_mut_ptr().cast::<u8>();
+                let scratch = scratch.wrapping_add(scratch.align_offset(64));
+                let starts = x8.start(start).unwrap();
+                let product =
+                    Integer { w: &w, first: 0, tiles: 1, x: x8, starts, out: out.as_mut_ptr(), ld: 16, scratch };
+                // SAFETY: everything has the sizes that the shapes ask for.
+                unsafe { product.run(cpu.level()) };
+                assert!(out[..16].iter().all(|v| v.is_nan()), "{} {bad}: {:?}", cpu.level(), &out[..16]);
+                assert!(out[16..].iter().all(|v| v.is_finite()));
+            }
+        }
+    }
+}
