@@ -75,7 +75,7 @@ impl Tiles {
     ///
     /// # Safety
     /// Tiles are available, and the thread has no other `Tiles`.
-    pub(super) unsafe fn shape() -> Tiles {
+    pub(crate) unsafe fn shape() -> Tiles {
         let mut config = Config { palette: 1, start_row: 0, reserved: [0; 14], bytes: [0; 16], rows: [0; 16] };
         config.bytes[..8].fill(64);
         config.rows[..8].fill(16);
@@ -184,6 +184,94 @@ impl Tiles {
                 x_ld = in(reg) b.x_ld,
                 w = inout(reg) b.panel => _,
                 steps = inout(reg) b.steps => _,
+                out("tmm0") _, out("tmm1") _, out("tmm4") _, out("tmm6") _, out("tmm7") _,
+                options(nostack)
+            )
+        }
+    }
+}
+
+/// Operands of a product that lie in memory as their makers left them; strides in bytes.
+pub(crate) struct Strip {
+    /// Sixteen rows of `bf16`, 32 for each step.
+    pub a: *const u8,
+    pub a_ld: usize,
+    /// Rows of 32 pairs of `bf16`, sixteen rows for each step.
+    pub b: *const u8,
+    pub b_ld: usize,
+    /// Steps along the summed dimension, at least one.
+    pub steps: usize,
+    /// `[16, 32]` sums.
+    pub sums: *mut f32,
+    pub sums_ld: usize,
+}
+
+impl Tiles {
+    /// `sums = a b`.
+    ///
+    /// # Safety
+    /// The pointers are valid for the shapes.
+    pub(crate) unsafe fn strip(&self, s: Strip) {
+        // SAFETY: the caller's promise; the tiles are shaped.
+        unsafe {
+            asm!(
+                "tilezero tmm0",
+                "tilezero tmm1",
+                "3:",
+                "tileloadd tmm4, [{a} + {a_ld}*1]",
+                "tileloadd tmm6, [{b} + {b_ld}*1]",
+                "tileloadd tmm7, [{b} + {b_ld}*1 + 64]",
+                "tdpbf16ps tmm0, tmm4, tmm6",
+                "tdpbf16ps tmm1, tmm4, tmm7",
+                "add {a}, 64",
+                "add {b}, {b_step}",
+                "dec {steps}",
+                "jnz 3b",
+                "tilestored [{sums} + {sums_ld}*1], tmm0",
+                "tilestored [{sums} + {sums_ld}*1 + 64], tmm1",
+                a = inout(reg) s.a => _,
+                a_ld = in(reg) s.a_ld,
+                b = inout(reg) s.b => _,
+                b_ld = in(reg) s.b_ld,
+                b_step = in(reg) 16 * s.b_ld,
+                steps = inout(reg) s.steps => _,
+                sums = in(reg) s.sums,
+                sums_ld = in(reg) s.sums_ld,
+                out("tmm0") _, out("tmm1") _, out("tmm4") _, out("tmm6") _, out("tmm7") _,
+                options(nostack)
+            )
+        }
+    }
+
+    /// `sums += a b` for one step and as many times 32 sums of a row as `s.steps` says, side by side.
+    ///
+    /// # Safety
+    /// The pointers are valid for the shapes.
+    pub(crate) unsafe fn add_strips(&self, s: Strip) {
+        // SAFETY: the caller's promise; the tiles are shaped.
+        unsafe {
+            asm!(
+                "tileloadd tmm4, [{a} + {a_ld}*1]",
+                "3:",
+                "tileloadd tmm0, [{sums} + {sums_ld}*1]",
+                "tileloadd tmm6, [{b} + {b_ld}*1]",
+                "tdpbf16ps tmm0, tmm4, tmm6",
+                "tileloadd tmm1, [{sums} + {sums_ld}*1 + 64]",
+                "tileloadd tmm7, [{b} + {b_ld}*1 + 64]",
+                "tdpbf16ps tmm1, tmm4, tmm7",
+                "tilestored [{sums} + {sums_ld}*1], tmm0",
+                "tilestored [{sums} + {sums_ld}*1 + 64], tmm1",
+                "add {b}, 128",
+                "add {sums}, 128",
+                "dec {steps}",
+                "jnz 3b",
+                a = in(reg) s.a,
+                a_ld = in(reg) s.a_ld,
+                b = inout(reg) s.b => _,
+                b_ld = in(reg) s.b_ld,
+                steps = inout(reg) s.steps => _,
+                sums = inout(reg) s.sums => _,
+                sums_ld = in(reg) s.sums_ld,
                 out("tmm0") _, out("tmm1") _, out("tmm4") _, out("tmm6") _, out("tmm7") _,
                 options(nostack)
             )

@@ -28,6 +28,9 @@ pub(super) struct Tile {
 
 /// Where tiles come from.
 pub(super) trait Source {
+    /// Whether what lies beyond the filled positions of a tile is zeros, or may be anything.
+    const ZEROED: bool = false;
+
     /// The tile at `start`, of whose positions the first `len` are filled. Value vectors are padded to whole vectors.
     ///
     /// # Safety
@@ -204,7 +207,7 @@ pub(super) struct State {
 
 /// Query vectors that share keys and values.
 #[derive(Clone, Copy)]
-pub(super) struct Queries {
+pub(super) struct Queries<'a> {
     /// `[r]` vectors of `k_dim` elements, `q_ld` bytes apart, rounded if the arithmetic is.
     pub q: *const u8,
     pub q_ld: usize,
@@ -219,6 +222,11 @@ pub(super) struct Queries {
     pub work: *mut u8,
     /// The source's scratch.
     pub scratch: *mut u8,
+    /// Matrix tiles, where they are to be used: then everything that there is one of for each vector, here and in the
+    /// state, has room for a multiple of sixteen, and every position is set.
+    #[cfg(target_arch = "x86_64")]
+    pub tiles: Option<&'a crate::amx::Tiles>,
+    pub life: PhantomData<&'a ()>,
 }
 
 /// Most query vectors of a register tile.
@@ -281,7 +289,7 @@ unsafe fn product<S: Simd, K: Kv, const R: usize, const C: usize>(
     }
 }
 
-impl Queries {
+impl Queries<'_> {
     /// Takes positions `from..to` (of one chunk) into the state. The state starts at a maximum of -inf and zeros.
     #[inline(always)]
     pub(super) unsafe fn chunk<S: Simd, K: Kv, T: Source>(&self, source: &T, from: usize, to: usize, state: State) {
@@ -291,6 +299,12 @@ impl Queries {
             while start < to {
                 let len = TILE.min(to - start);
                 let tile = source.tile::<S>(start, len, self.scratch);
+                #[cfg(target_arch = "x86_64")]
+                if let (Some(tiles), true) = (self.tiles, T::ZEROED || len == TILE) {
+                    self.by_tiles::<S, K>(tiles, start, len, tile, state);
+                    start += TILE;
+                    continue;
+                }
                 let more = start + TILE <= *self.pos.add(self.r - 1);
                 let mut next = if more { source.ahead(start + TILE) } else { [std::ptr::null(); 2] };
                 let mut r = 0;
@@ -334,6 +348,48 @@ impl Queries {
                 }
             }
 
+            let (alpha, visible) = self.probabilities::<S, K, R>(r0, start, len, t, s, state);
+
+            // Positions are in order, so the last vector sees most.
+            let seen = visible;
+            let seen = if K::P == 4 { (seen.div_ceil(4), false) } else { (seen / K::P, seen % K::P != 0) };
+            // Enough accumulators to hide the latency of a multiply-add, and no more than there are registers.
+            let many = S::QR == QMAX;
+            let mut d = 0;
+            while d < self.v_pad {
+                let n = (self.v_pad - d) / LANES;
+                if many && R <= 2 && n >= 8 {
+                    self.values::<S, K, R, 8>(r0, d, &alpha, seen, t, next[1], state);
+                    d += 8 * LANES;
+                } else if (R == 1 || many && R <= 4) && n >= 4 {
+                    self.values::<S, K, R, 4>(r0, d, &alpha, seen, t, next[1], state);
+                    d += 4 * LANES;
+                } else if n >= 2 {
+                    self.values::<S, K, R, 2>(r0, d, &alpha, seen, t, next[1], state);
+                    d += 2 * LANES;
+                } else {
+                    self.values::<S, K, R, 1>(r0, d, &alpha, seen, t, next[1], state);
+                    d += LANES;
+                }
+            }
+        }
+    }
+
+    /// From scores `[R][TILE]` of vectors `r0..r0 + R` to probabilities in [`Queries::work`], `[R][TILE]`, with the state's
+    /// maxima and sums brought up to date. Returns what the state's values are to be multiplied by, and how many positions
+    /// the last vector sees.
+    #[inline(always)]
+    pub(super) unsafe fn probabilities<S: Simd, K: Kv, const R: usize>(
+        &self,
+        r0: usize,
+        start: usize,
+        len: usize,
+        t: Tile,
+        mut s: [[S::F; 2]; R],
+        state: State,
+    ) -> ([f32; LANES], usize) {
+        // SAFETY: as for `chunk`.
+        unsafe {
             let scale = S::splat(self.scale);
             let hidden = S::splat(f32::NEG_INFINITY);
             let (mut old, mut new) = ([f32::NEG_INFINITY; LANES], [0.0f32; LANES]);
@@ -376,29 +432,7 @@ impl Queries {
                 let l = state.l.add((r0 + r) * LANES);
                 S::store(l, S::fma(S::load(l), S::splat(alpha[r]), S::add(p[0], p[1])));
             }
-
-            // Positions are in order, so the last vector sees most.
-            let seen = visible[R - 1];
-            let seen = if K::P == 4 { (seen.div_ceil(4), false) } else { (seen / K::P, seen % K::P != 0) };
-            // Enough accumulators to hide the latency of a multiply-add, and no more than there are registers.
-            let many = S::QR == QMAX;
-            let mut d = 0;
-            while d < self.v_pad {
-                let n = (self.v_pad - d) / LANES;
-                if many && R <= 2 && n >= 8 {
-                    self.values::<S, K, R, 8>(r0, d, &alpha, seen, t, next[1], state);
-                    d += 8 * LANES;
-                } else if (R == 1 || many && R <= 4) && n >= 4 {
-                    self.values::<S, K, R, 4>(r0, d, &alpha, seen, t, next[1], state);
-                    d += 4 * LANES;
-                } else if n >= 2 {
-                    self.values::<S, K, R, 2>(r0, d, &alpha, seen, t, next[1], state);
-                    d += 2 * LANES;
-                } else {
-                    self.values::<S, K, R, 1>(r0, d, &alpha, seen, t, next[1], state);
-                    d += LANES;
-                }
-            }
+            (alpha, visible[R - 1])
         }
     }
 
@@ -439,7 +473,7 @@ impl Queries {
 
 /// A tile of positions for some vectors, as a kernel.
 struct Call<'a> {
-    q: &'a Queries,
+    q: &'a Queries<'a>,
     r0: usize,
     start: usize,
     len: usize,

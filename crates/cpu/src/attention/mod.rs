@@ -13,6 +13,8 @@ mod run;
 mod stored;
 #[cfg(test)]
 mod tests;
+#[cfg(target_arch = "x86_64")]
+mod tiles;
 
 pub use expanded::{Expanded, expanded_attention};
 pub use latent::{LatentShape, append_latent, latent_attention, read_latent};

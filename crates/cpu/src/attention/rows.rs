@@ -142,6 +142,8 @@ unsafe fn put<S: Simd>(from: *const u8, stored: Stored, scale: f32, n: usize, pa
 }
 
 impl Source for RowSource<'_> {
+    const ZEROED: bool = true;
+
     #[inline(always)]
     unsafe fn tile<S: Simd>(&self, start: usize, len: usize, scratch: *mut u8) -> Tile {
         let size = if self.pairs { 2 } else { 4 };

@@ -2,10 +2,15 @@
 
 use super::core::{CHUNK, Dot, E4m3, I8, Kv, Plain, Quads, Queries, Source, State, WORK, Widened, merge};
 use super::stored::Stored;
+#[cfg(target_arch = "x86_64")]
+use super::tiles;
+#[cfg(target_arch = "x86_64")]
+use crate::amx::Tiles;
 use crate::buffer::{Buffer, Shared, scratch};
 use crate::simd::{self, Kernel, LANES, Simd, load_some, store_some};
 use crate::simd::{F16, F32};
 use crate::{Cpu, DType};
+use std::marker::PhantomData;
 
 /// Query vectors that a task takes at most, where a row has no more heads than that.
 const VECTORS: usize = 48;
@@ -75,6 +80,17 @@ impl Problem {
     fn v_pad(&self) -> usize {
         self.out.width.next_multiple_of(LANES)
     }
+    /// Vectors to make room for.
+    fn room(&self, vectors: usize) -> usize {
+        vectors.next_multiple_of(LANES)
+    }
+    /// Whether matrix tiles take part for so many vectors. Heads that share their keys and values are as many in every
+    /// batch, so rows of a dozen heads do not depend on their company.
+    #[cfg(target_arch = "x86_64")]
+    fn tiled(&self, cpu: &Cpu, vectors: usize) -> bool {
+        let whole = self.k_dim().is_multiple_of(tiles::STEP) && self.v_pad().is_multiple_of(tiles::STEP);
+        self.kind == Kind::Dot && whole && cpu.tiled(vectors)
+    }
     /// `f32` values of the state of one vector: maximum, sum, accumulator.
     fn state(&self) -> usize {
         self.v_pad() + LANES
@@ -130,11 +146,24 @@ pub(super) fn run<T: Source>(
     // Split along the context only where the pieces alone would leave threads idle.
     let split = cpu.pool.threads() > 1 && chunks > pieces.len() && pieces.len() < 4 * cpu.pool.threads();
     let task = |piece: Piece, only: Option<usize>, partial: *mut f32| {
-        let vectors = piece.rows * problem.group;
+        let vectors = problem.room(piece.rows * problem.group);
         let q_ld = problem.k_dim().next_multiple_of(LANES) * 4;
         let bytes = vectors * (q_ld + 8 + 2 * problem.state() * 4 + LANES * 4) + q_ld + WORK + source_bytes + 8 * 64;
         scratch(bytes, |mem| {
-            let kernel = Task { problem, piece, only, partial, source: source(piece.span, piece.head), q_ld, mem };
+            #[cfg(target_arch = "x86_64")]
+            // SAFETY: this level has tiles, and attention is all that this thread does with them now.
+            let tiles = problem.tiled(cpu, piece.rows * problem.group).then(|| unsafe { Tiles::shape() });
+            let kernel = Task {
+                problem,
+                piece,
+                only,
+                partial,
+                source: source(piece.span, piece.head),
+                q_ld,
+                mem,
+                #[cfg(target_arch = "x86_64")]
+                tiles: tiles.as_ref(),
+            };
             // SAFETY: the entry points have checked shapes and spans; `mem` has room for the parts that `Task` lays
             // out; tasks write their own rows and heads, or their own partial results.
             unsafe { simd::run(cpu.level, kernel) }
@@ -172,6 +201,8 @@ struct Task<'a, T> {
     source: T,
     q_ld: usize,
     mem: *mut u8,
+    #[cfg(target_arch = "x86_64")]
+    tiles: Option<&'a Tiles>,
 }
 
 /// Takes `bytes` off the front of scratch memory, on a cache line's boundary.
@@ -186,16 +217,17 @@ impl<T: Source> Task<'_, T> {
     unsafe fn go<S: Simd, K: Kv>(mut self) {
         let (pr, piece) = (self.problem, self.piece);
         let r = piece.rows * pr.group;
+        let room = pr.room(r);
         let (k_dim, v_pad) = (pr.k_dim(), pr.v_pad());
         let mem = &mut self.mem;
-        let q = take(mem, r * self.q_ld);
+        let q = take(mem, room * self.q_ld);
         let stage = take(mem, self.q_ld).cast::<f32>();
-        let pos = take(mem, r * 8).cast::<usize>();
+        let pos = take(mem, room * 8).cast::<usize>();
         let work = take(mem, WORK);
         let state = State {
-            m: take(mem, r * 4).cast(),
-            l: take(mem, r * LANES * 4).cast(),
-            acc: take(mem, r * v_pad * 4).cast(),
+            m: take(mem, room * 4).cast(),
+            l: take(mem, room * LANES * 4).cast(),
+            acc: take(mem, room * v_pad * 4).cast(),
         };
         let total = take(mem, r * pr.state() * 4).cast::<f32>();
         let scratch = *mem;
@@ -223,21 +255,37 @@ impl<T: Source> Task<'_, T> {
                     e += some;
                 }
             }
+            for i in r..room {
+                *pos.add(i) = piece.end() - 1;
+            }
             total.write_bytes(0, r * pr.state());
             for i in 0..r {
                 *total.add(i * pr.state()) = f32::NEG_INFINITY;
             }
-            let queries = Queries { q, q_ld: self.q_ld, pos, r, k_dim, v_pad, scale: pr.scale, work, scratch };
+            let queries = Queries {
+                q,
+                q_ld: self.q_ld,
+                pos,
+                r,
+                k_dim,
+                v_pad,
+                scale: pr.scale,
+                work,
+                scratch,
+                #[cfg(target_arch = "x86_64")]
+                tiles: self.tiles,
+                life: PhantomData,
+            };
             let chunks = match self.only {
                 Some(c) => c..c + 1,
                 None => 0..piece.chunks(),
             };
             for c in chunks {
-                for i in 0..r {
+                for i in 0..room {
                     *state.m.add(i) = f32::NEG_INFINITY;
                 }
-                state.l.write_bytes(0, r * LANES);
-                state.acc.write_bytes(0, r * v_pad);
+                state.l.write_bytes(0, room * LANES);
+                state.acc.write_bytes(0, room * v_pad);
                 let end = ((c + 1) * CHUNK).min(piece.end());
                 queries.chunk::<S, K, T>(&self.source, c * CHUNK, end, state);
                 for i in 0..r {
