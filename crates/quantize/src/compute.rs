@@ -2,9 +2,9 @@
 
 use crate::{Hessian, Result};
 use marlin_checkpoint::weight::Codebook;
-use marlin_cpu::Cpu;
 use marlin_cpu::encode;
 use marlin_cpu::linear::{self, Rows};
+use marlin_cpu::{Cpu, Mode};
 use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
 
@@ -67,7 +67,7 @@ impl Compute for Cpu {
     }
 
     fn encode(&self, codebook: Codebook, bits: usize, targets: &[f32], words: &mut [u16]) -> Result<()> {
-        Ok(encode::encode(self, codebook, bits, targets, words)?)
+        Ok(encode::encode(self, Mode::Fast, codebook, bits, targets, words)?)
     }
 }
 

@@ -1,199 +1,163 @@
 //! One step of the search: the cheapest way to each new state.
+//!
+//! Each quarter of a vector belongs to a tile of its own; its lanes are neighbouring states. So values are loaded once for
+//! all tiles, and costs as they lie. The sums come out with a vector for each symbol, whose lanes are the states that it
+//! follows; interleaving them brings the new states, neighbours by their symbols, into the same order.
 
-use super::layout::{GROUP, Layout};
-use crate::simd::Simd;
+use super::table::{Order, Table};
+use crate::simd::quarters::{Number, QUARTERS, Quarters};
 
-/// Tiles that are searched side by side, so that the codebook is read for several.
-pub const TILES: usize = 2;
+/// Tiles that are searched side by side.
+pub const TILES: usize = QUARTERS;
 
-/// Costs of all states before and after a step, for each tile, and the target that the step's word is to meet. Of tiles
-/// whose costs lie by turns, those of the first come first.
+/// Most vectors of sums of a block.
+const MOST: usize = 8;
+
+/// Costs of all states before and after a step, the target of each tile, and what is taken off all costs, if anything.
 #[derive(Clone, Copy)]
-pub struct Step {
-    pub from: [*const f32; TILES],
-    pub to: [*mut f32; TILES],
+pub struct Step<N> {
+    pub from: *const N,
+    pub to: *mut N,
     pub target: [f32; TILES],
+    pub less: Option<[N; TILES]>,
 }
 
-/// `to[s] = min (from[w >> bits] + (value[w] - target)^2)` over the words `w` that end in state `s`.
+/// `to[s] = min (from[w >> bits] - less + (value[w] - target)^2)` over the words `w` that end in state `s`.
 ///
 /// # Safety
-/// The features of `S` are enabled, and both sides have room for the layout's states.
+/// The features of `Q` are enabled, both sides have room for the states of four tiles, and the table is one for `Q`.
 #[inline(always)]
-pub unsafe fn step<S: Simd>(layout: &Layout, step: Step) {
-    // Registers for so many sums: on narrow levels one tile after the other, half as many at a time.
-    let wide = S::MR >= 4;
-    let Step { from, to, target } = step;
+pub unsafe fn step<Q: Quarters>(table: &Table<Q::N>, step: Step<Q::N>) {
     // SAFETY: the caller's promises.
     unsafe {
-        if layout.bits == 3 {
-            if wide {
-                by_turns::<S, 8>(layout, from[0], to[0], target);
-            } else {
-                by_turns::<S, 4>(layout, from[0], to[0], target);
-            }
-        } else if wide {
-            some::<S, 2, 8>(layout, from, to, target);
-        } else {
-            for i in 0..TILES {
-                some::<S, 1, 4>(layout, [from[i]], [to[i]], [target[i]]);
-            }
+        match table.bits {
+            1 => ways::<Q, 1>(table, step),
+            2 => ways::<Q, 2>(table, step),
+            3 => ways::<Q, 3>(table, step),
+            4 => ways::<Q, 4>(table, step),
+            5 => ways::<Q, 5>(table, step),
+            6 => ways::<Q, 6>(table, step),
+            7 => ways::<Q, 7>(table, step),
+            _ => ways::<Q, 8>(table, step),
         }
     }
 }
 
 #[inline(always)]
-unsafe fn some<S: Simd, const T: usize, const N: usize>(
-    layout: &Layout,
-    from: [*const f32; T],
-    to: [*mut f32; T],
-    target: [f32; T],
-) {
+unsafe fn ways<Q: Quarters, const K: usize>(table: &Table<Q::N>, step: Step<Q::N>) {
     // SAFETY: the caller's promises.
     unsafe {
-        match layout.bits {
-            1 => transposed::<S, 1, T, 2>(layout, from, to, target),
-            2 => transposed::<S, 2, T, 4>(layout, from, to, target),
-            4 => plain::<S, 4, T, N>(layout, from, to, target),
-            5 => plain::<S, 5, T, N>(layout, from, to, target),
-            6 => plain::<S, 6, T, N>(layout, from, to, target),
-            7 => plain::<S, 7, T, N>(layout, from, to, target),
-            _ => plain::<S, 8, T, N>(layout, from, to, target),
+        match step.less {
+            None => blocks::<Q, K, false>(table, step),
+            Some(_) => blocks::<Q, K, true>(table, step),
         }
     }
 }
 
+/// A vector with a value in all lanes of each quarter.
+///
+/// # Safety
+/// The features of `Q` are enabled.
 #[inline(always)]
-unsafe fn splats<S: Simd, const T: usize>(values: [f32; T]) -> [S::F; T] {
-    // SAFETY: the caller enabled the features.
-    unsafe {
-        let mut all = [S::zero(); T];
-        for i in 0..T {
-            all[i] = S::splat(values[i]);
-        }
-        all
+unsafe fn splat<Q: Quarters>(values: [Q::N; TILES]) -> Q::V {
+    let mut lanes = [Q::N::ENDS[0]; 8 * QUARTERS];
+    for lane in 0..Q::SIZE * QUARTERS {
+        lanes[lane] = values[lane / Q::SIZE];
     }
+    // SAFETY: there are as many lanes; the caller enabled the features.
+    unsafe { Q::load(lanes.as_ptr()) }
 }
 
-/// The cost of a way: what it cost to get to `cost`'s states, and the square of the error.
 #[inline(always)]
-unsafe fn way<S: Simd>(value: S::F, target: S::F, cost: S::F) -> S::F {
-    // SAFETY: the caller enabled the features.
+unsafe fn blocks<Q: Quarters, const K: usize, const LESS: bool>(table: &Table<Q::N>, step: Step<Q::N>) {
+    let Order { symbols, family, lanes, rivals, chunk } = const { Order::new(K, Q::SIZE) };
+    let line = QUARTERS * Q::SIZE;
+    // Symbols of a block, those whose sums are in registers at a time, and those that are interleaved.
+    let (block, side, woven) = (symbols.min(Q::SIZE.max(Q::SUMS)), symbols.min(Q::SUMS), symbols.min(Q::SIZE));
+    // SAFETY: the caller's promises; rooms and table are as long as these loops walk.
     unsafe {
-        let error = S::sub(value, target);
-        S::fma(error, error, cost)
-    }
-}
-
-/// Below 3 bits.
-#[inline(always)]
-unsafe fn transposed<S: Simd, const K: usize, const T: usize, const N: usize>(
-    layout: &Layout,
-    from: [*const f32; T],
-    to: [*mut f32; T],
-    target: [f32; T],
-) {
-    let symbols = 1 << K;
-    let mut sums = [[0.0f32; 256]; T];
-    let (mut table, mut offset) = (layout.halves.as_ptr(), layout.offsets.as_ptr());
-    // SAFETY: the caller's promises; the table and the offsets are as long as these loops walk.
-    unsafe {
-        let target = splats::<S, T>(target);
-        for block in 0..layout.states() >> 8 {
-            for part in 0..1 << (4 - K) {
-                for first in (0..symbols).step_by(N) {
-                    let mut best = [[S::zero(); N]; T];
-                    for upper in 0..symbols {
-                        let at = *offset.add(upper) as usize;
-                        let mut cost = [S::zero(); T];
-                        for i in 0..T {
-                            cost[i] = S::load(from[i].add(at));
+        let target = splat::<Q>(step.target.map(Q::N::of));
+        let less = splat::<Q>(step.less.unwrap_or([Q::N::ENDS[0]; TILES]));
+        let mut values = table.ordered.as_ptr();
+        for first in (0..family).step_by(lanes) {
+            for above in (0..symbols).step_by(block) {
+                let mut sums = [target; MOST];
+                for at in (0..block).step_by(side) {
+                    for rival in 0..rivals {
+                        let state = rival * (Q::SIZE / lanes) * family + first;
+                        let mut cost = Q::load(step.from.add(state * QUARTERS));
+                        if LESS {
+                            cost = Q::sub(cost, less);
                         }
-                        for n in 0..N {
-                            let value = S::load_f16(table.add(16 * (upper * symbols + first + n)).cast());
-                            for i in 0..T {
-                                let way = way::<S>(value, target[i], cost[i]);
-                                best[i][n] = if upper == 0 { way } else { S::min(way, best[i][n]) };
+                        for n in 0..side {
+                            let (apart, beside) = (n / chunk, n % chunk);
+                            let at_value = ((apart * rivals + rival) * chunk + beside) * Q::SIZE;
+                            let value = Q::load_quarters(values.add(at_value));
+                            let way = Q::add_square(Q::sub(value, target), cost);
+                            sums[at + n] = if rival == 0 { way } else { Q::min(way, sums[at + n]) };
+                        }
+                    }
+                    values = values.add(side * rivals * Q::SIZE);
+                }
+                for part in (0..block).step_by(woven) {
+                    let mut sums = if part == 0 {
+                        sums
+                    } else {
+                        [sums[4], sums[5], sums[6], sums[7], target, target, target, target]
+                    };
+                    weave::<Q>(&mut sums, woven);
+                    if symbols <= Q::SIZE {
+                        // All successors of the states, one vector after the other.
+                        for i in 0..woven {
+                            Q::store(step.to.add((first * symbols / Q::SIZE + i) * line), sums[i]);
+                        }
+                    } else {
+                        for lane in 0..lanes {
+                            for rival in (lane + lanes..Q::SIZE).step_by(lanes) {
+                                sums[lane] = Q::min(sums[lane], sums[rival]);
                             }
-                        }
-                    }
-                    for i in 0..T {
-                        for n in 0..N {
-                            S::store(sums[i].as_mut_ptr().add(16 * (part * symbols + first + n)), best[i][n]);
+                            let state = (first + lane) * symbols + above + part;
+                            Q::store(step.to.add(state * QUARTERS), sums[lane]);
                         }
                     }
                 }
-                table = table.add(16 * symbols * symbols);
-                offset = offset.add(symbols);
-            }
-            for i in 0..T {
-                S::transpose(sums[i].as_ptr().cast(), 16, to[i].add(layout.place(256 * block)).cast(), 16);
             }
         }
     }
 }
 
-/// With 3 bits, two tiles by turns.
+/// Interleaves `n` vectors, a power of two: as if they were one row of values in each quarter, the index of the vector
+/// becomes the lowest part of a value's index.
 #[inline(always)]
-unsafe fn by_turns<S: Simd, const N: usize>(layout: &Layout, from: *const f32, to: *mut f32, target: [f32; TILES]) {
-    const SYMBOLS: usize = 8;
-    let mut table = layout.table.as_ptr();
-    // SAFETY: the caller's promises; the table is as long as these loops walk.
-    unsafe {
-        let target = S::splat_two(target.as_ptr());
-        for group in (0..layout.states() / SYMBOLS).step_by(GROUP) {
-            for first in (0..GROUP).step_by(N) {
-                let mut best = [S::zero(); N];
-                for upper in 0..SYMBOLS {
-                    for n in 0..N {
-                        let at = upper << 10 | (group + first + n);
-                        let line = table.add((upper * GROUP + first + n) / 2 * 16);
-                        let value = if n % 2 == 0 { S::load_evens(line) } else { S::load_odds(line) };
-                        let way = way::<S>(value, target, S::splat_two(from.add(TILES * at)));
-                        best[n] = if upper == 0 { way } else { S::min(way, best[n]) };
-                    }
-                }
-                for n in 0..N {
-                    S::store(to.add(16 * (group + first + n)), best[n]);
-                }
-            }
-            table = table.add(16 * GROUP / 2 * SYMBOLS);
+unsafe fn weave<Q: Quarters>(all: &mut [Q::V; MOST], n: usize) {
+    let mut rounds = n;
+    while rounds > 1 {
+        let old = *all;
+        for i in 0..n / 2 {
+            // SAFETY: the caller enabled the features.
+            (all[2 * i], all[2 * i + 1]) = unsafe { Q::zip(old[i], old[i + n / 2]) };
         }
+        rounds /= 2;
     }
 }
 
-/// From 4 bits on.
+/// The smallest cost of each tile.
+///
+/// # Safety
+/// The features of `Q` are enabled, and the costs of `states` states of four tiles have been computed.
 #[inline(always)]
-unsafe fn plain<S: Simd, const K: usize, const T: usize, const N: usize>(
-    layout: &Layout,
-    from: [*const f32; T],
-    to: [*mut f32; T],
-    target: [f32; T],
-) {
-    let mut table = layout.table.as_ptr();
-    // SAFETY: the caller's promises; the table is as long as these loops walk.
+pub unsafe fn least<Q: Quarters>(costs: *const Q::N, states: usize) -> [Q::N; TILES] {
+    let mut lanes = [Q::N::ENDS[1]; 8 * QUARTERS];
+    // SAFETY: the caller's promises.
     unsafe {
-        let target = splats::<S, T>(target);
-        for group in (0..layout.states() / 16).step_by(GROUP) {
-            for first in (0..GROUP).step_by(N) {
-                let mut best = [[S::zero(); N]; T];
-                for upper in 0..1 << K {
-                    for n in 0..N {
-                        let at = upper << (16 - 2 * K) | ((group + first + n) * 16) >> K;
-                        let value = S::load(table.add(16 * (upper * GROUP + first + n)));
-                        for i in 0..T {
-                            let way = way::<S>(value, target[i], S::splat(*from[i].add(at)));
-                            best[i][n] = if upper == 0 { way } else { S::min(way, best[i][n]) };
-                        }
-                    }
-                }
-                for i in 0..T {
-                    for n in 0..N {
-                        S::store(to[i].add(16 * (group + first + n)), best[i][n]);
-                    }
-                }
-            }
-            table = table.add((16 * GROUP) << K);
+        let mut all = Q::load(costs);
+        for state in (Q::SIZE..states).step_by(Q::SIZE) {
+            all = Q::min(all, Q::load(costs.add(state * QUARTERS)));
         }
+        Q::store(lanes.as_mut_ptr(), all);
     }
+    std::array::from_fn(|tile| {
+        let lanes = &lanes[tile * Q::SIZE..][..Q::SIZE];
+        lanes[1..].iter().fold(lanes[0], |a, b| if b.single() < a.single() { *b } else { a })
+    })
 }

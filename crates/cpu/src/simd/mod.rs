@@ -9,11 +9,16 @@ mod elem;
 pub mod int8;
 #[cfg(target_arch = "aarch64")]
 mod neon;
+#[cfg(target_arch = "aarch64")]
+mod neon_f16;
+pub mod quarters;
 mod scalar;
 #[cfg(target_arch = "x86_64")]
 mod x86;
 #[cfg(target_arch = "x86_64")]
 pub(crate) mod x86_512;
+#[cfg(target_arch = "x86_64")]
+mod x86_f16;
 
 pub(crate) use elem::{Bf16, E4m3, E8m0, Elem, F16, F32, I8, U8};
 use int8::Int8;
@@ -197,12 +202,10 @@ pub trait Simd: Int8 {
     /// Adds the two products of each pair to the pair's lane.
     unsafe fn dot(acc: Self::F, a: Self::B, b: Self::B) -> Self::F;
 
-    /// Loads the even ones of sixteen values, each twice: `p[0], p[0], p[2], p[2], ...`.
-    unsafe fn load_evens(p: *const f32) -> Self::F;
-    /// Loads the odd ones of sixteen values, each twice: `p[1], p[1], p[3], p[3], ...`.
-    unsafe fn load_odds(p: *const f32) -> Self::F;
-    /// Two values, by turns: `p[0], p[1], p[0], p[1], ...`.
-    unsafe fn splat_two(p: *const f32) -> Self::F;
+    /// Loads four values into each quarter: `p[0], p[1], p[2], p[3], p[0], p[1], ...`.
+    unsafe fn load_quarters(p: *const f32) -> Self::F;
+    /// In each quarter of four lanes: (`a[0], b[0], a[1], b[1]`, `a[2], b[2], a[3], b[3]`).
+    unsafe fn zip_quarters(a: Self::F, b: Self::F) -> (Self::F, Self::F);
 
     /// Hints that the cache line at `p` is wanted soon; any address is allowed.
     unsafe fn prefetch(_p: *const u8) {}

@@ -265,22 +265,12 @@ impl<const DOT: bool> Simd for Neon<DOT> {
         unsafe { vmaxvq_f32(pick_gt(pick_gt(a[0], a[2]), pick_gt(a[1], a[3]))) }
     }
     #[inline(always)]
-    unsafe fn load_evens(p: *const f32) -> Self::F {
-        unsafe {
-            let v = Self::load(p);
-            each!(vtrn1q_f32, v, v)
-        }
+    unsafe fn load_quarters(p: *const f32) -> Self::F {
+        unsafe { [vld1q_f32(p); 4] }
     }
     #[inline(always)]
-    unsafe fn load_odds(p: *const f32) -> Self::F {
-        unsafe {
-            let v = Self::load(p);
-            each!(vtrn2q_f32, v, v)
-        }
-    }
-    #[inline(always)]
-    unsafe fn splat_two(p: *const f32) -> Self::F {
-        unsafe { [vreinterpretq_f32_f64(vdupq_n_f64(p.cast::<f64>().read_unaligned())); 4] }
+    unsafe fn zip_quarters(a: Self::F, b: Self::F) -> (Self::F, Self::F) {
+        unsafe { (each!(vzip1q_f32, a, b), each!(vzip2q_f32, a, b)) }
     }
     #[inline(always)]
     unsafe fn load_pairs(p: *const u8) -> Self::B {

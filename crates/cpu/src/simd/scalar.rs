@@ -107,17 +107,13 @@ impl Simd for Scalar {
     unsafe fn largest(a: Self::F) -> f32 {
         tree(a, |x, y| pick(x, y, x > y))
     }
-    unsafe fn load_evens(p: *const f32) -> Self::F {
-        let v = unsafe { Self::load(p) };
-        from_fn(|i| v[i & !1])
+    unsafe fn load_quarters(p: *const f32) -> Self::F {
+        let v = unsafe { p.cast::<[f32; 4]>().read_unaligned() };
+        from_fn(|i| v[i % 4])
     }
-    unsafe fn load_odds(p: *const f32) -> Self::F {
-        let v = unsafe { Self::load(p) };
-        from_fn(|i| v[i | 1])
-    }
-    unsafe fn splat_two(p: *const f32) -> Self::F {
-        let v = unsafe { p.cast::<[f32; 2]>().read_unaligned() };
-        from_fn(|i| v[i & 1])
+    unsafe fn zip_quarters(a: Self::F, b: Self::F) -> (Self::F, Self::F) {
+        let at = |i: usize, from: usize| if i.is_multiple_of(2) { a[from] } else { b[from] };
+        (from_fn(|i| at(i, i / 4 * 4 + i % 4 / 2)), from_fn(|i| at(i, i / 4 * 4 + 2 + i % 4 / 2)))
     }
     unsafe fn load_pairs(p: *const u8) -> Self::B {
         from_fn(|i| half_at(p, i))

@@ -199,26 +199,12 @@ impl Simd for Avx2 {
         }
     }
     #[inline(always)]
-    unsafe fn load_evens(p: *const f32) -> Self::F {
-        unsafe {
-            {
-                let v = Self::load(p);
-                both!(_mm256_moveldup_ps, v)
-            }
-        }
+    unsafe fn load_quarters(p: *const f32) -> Self::F {
+        unsafe { [_mm256_broadcast_ps(&p.cast::<__m128>().read_unaligned()); 2] }
     }
     #[inline(always)]
-    unsafe fn load_odds(p: *const f32) -> Self::F {
-        unsafe {
-            {
-                let v = Self::load(p);
-                both!(_mm256_movehdup_ps, v)
-            }
-        }
-    }
-    #[inline(always)]
-    unsafe fn splat_two(p: *const f32) -> Self::F {
-        unsafe { [_mm256_castpd_ps(_mm256_set1_pd(p.cast::<f64>().read_unaligned())); 2] }
+    unsafe fn zip_quarters(a: Self::F, b: Self::F) -> (Self::F, Self::F) {
+        unsafe { (both!(_mm256_unpacklo_ps, a, b), both!(_mm256_unpackhi_ps, a, b)) }
     }
     #[inline(always)]
     unsafe fn load_pairs(p: *const u8) -> Self::B {

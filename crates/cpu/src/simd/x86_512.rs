@@ -199,16 +199,12 @@ impl<const DOT: bool> Simd for Avx512<DOT> {
         }
     }
     #[inline(always)]
-    unsafe fn load_evens(p: *const f32) -> Self::F {
-        unsafe { _mm512_moveldup_ps(_mm512_loadu_ps(p)) }
+    unsafe fn load_quarters(p: *const f32) -> Self::F {
+        unsafe { _mm512_broadcast_f32x4(_mm_loadu_ps(p)) }
     }
     #[inline(always)]
-    unsafe fn load_odds(p: *const f32) -> Self::F {
-        unsafe { _mm512_movehdup_ps(_mm512_loadu_ps(p)) }
-    }
-    #[inline(always)]
-    unsafe fn splat_two(p: *const f32) -> Self::F {
-        unsafe { _mm512_castpd_ps(_mm512_set1_pd(p.cast::<f64>().read_unaligned())) }
+    unsafe fn zip_quarters(a: Self::F, b: Self::F) -> (Self::F, Self::F) {
+        unsafe { (_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b)) }
     }
     #[inline(always)]
     unsafe fn load_pairs(p: *const u8) -> Self::B {

@@ -10,7 +10,7 @@ use super::overlay::Overlay;
 use super::shards::Shards;
 use super::{Apply, Calibration, ModuleReport};
 use crate::calibrate::{LayerStats, Progress, Runner, States, Watch};
-use crate::{Compute, Error, Matrix, Result};
+use crate::{Compute, Error, Hessian, Matrix, Result};
 
 /// Writes all items that are not written yet.
 pub(super) fn write<B: Backend>(
@@ -139,6 +139,7 @@ impl Walk<'_> {
         watch: Watch<'_>,
     ) -> Result<()> {
         let items = self.items;
+        let mut seen = Seen::of(stats);
         for item in &items.parts[part] {
             let name = item.name();
             if !watch(&Progress { what: name.to_owned(), done: self.done, total: self.total }) {
@@ -146,7 +147,7 @@ impl Walk<'_> {
             }
             match (item, self.shards.has(name)) {
                 (Item::Quantise(_), written) if !written || overlay.is_some() => {
-                    let decoded = self.quantise(name, stats, !written)?;
+                    let decoded = self.quantise(name, &mut seen, !written)?;
                     if let Some(overlay) = &mut overlay {
                         overlay.replace(name, &decoded);
                     }
@@ -168,30 +169,19 @@ impl Walk<'_> {
     }
 
     /// Quantises a module, writes it if it is `new`, and gives what a reader will decode.
-    fn quantise(&mut self, module: &str, stats: Option<&LayerStats>, new: bool) -> Result<Matrix> {
+    fn quantise(&mut self, module: &str, seen: &mut Seen<'_>, new: bool) -> Result<Matrix> {
         let weight = self.items.matrix(module)?;
-        let hessian = match stats {
-            None => None,
-            Some(stats) => {
-                let unseen = || {
-                    let why =
-                        "calibration has not seen its inputs; calibrate again with more text, or leave it as it is";
-                    Error::module(module, why)
-                };
-                Some(stats.hessian(module)?.ok_or_else(unseen)?)
-            }
-        };
-        if let Some(found) = hessian.as_ref().map(|h| h.size()).filter(|size| *size != weight.cols()) {
+        let hessian = seen.hessian(module)?;
+        if let Some(found) = hessian.map(|h| h.size()).filter(|size| *size != weight.cols()) {
             let why = format!("has {} inputs, but its statistics {found}: they are of another model", weight.cols());
             return Err(Error::module(module, why));
         }
         let method = self.apply.methods.get(module).map(|planned| planned.method.as_ref());
         let method = method.ok_or_else(|| Error::module(module, "has no method"))?;
-        let quantised = method.quantise(self.compute, module, &weight, hessian.as_ref())?;
+        let quantised = method.quantise(self.compute, module, &weight, hessian)?;
         if new {
             let (decoded, bits) = (&quantised.decoded, quantised.bits());
-            let report =
-                ModuleReport::of(self.compute, module, method.name(), &weight, decoded, bits, hessian.as_ref())?;
+            let report = ModuleReport::of(self.compute, module, method.name(), &weight, decoded, bits, hessian)?;
             let info = |t: &crate::Written| TensorInfo {
                 name: format!("{module}.{}", t.suffix),
                 dtype: t.dtype,
@@ -202,5 +192,33 @@ impl Walk<'_> {
             self.shards.push(module, &tensors, Some(report))?;
         }
         Ok(quantised.decoded)
+    }
+}
+
+/// The Hessians of a layer. The newest is kept: linears with the same inputs follow one another.
+struct Seen<'a> {
+    stats: Option<&'a LayerStats>,
+    last: Option<(String, Hessian)>,
+}
+
+impl<'a> Seen<'a> {
+    fn of(stats: Option<&'a LayerStats>) -> Self {
+        Self { stats, last: None }
+    }
+
+    /// That of a module's inputs; `None` without statistics.
+    fn hessian(&mut self, module: &str) -> Result<Option<&Hessian>> {
+        let Some(stats) = self.stats else { return Ok(None) };
+        let key = LayerStats::key(module);
+        if self.last.as_ref().is_none_or(|(last, _)| *last != key) {
+            // That of other inputs goes first.
+            self.last = None;
+            let unseen = || {
+                let why = "calibration has not seen its inputs; calibrate again with more text, or leave it as it is";
+                Error::module(module, why)
+            };
+            self.last = Some((key, stats.hessian(module)?.ok_or_else(unseen)?));
+        }
+        Ok(self.last.as_ref().map(|(_, hessian)| hessian))
     }
 }

@@ -63,6 +63,11 @@ impl LayerStats {
         self.moments.extend(pooled);
     }
 
+    /// What linears with the same inputs, and so the same [`LayerStats::hessian`], have in common.
+    pub(crate) fn key(module: &str) -> String {
+        Input::of(module).key()
+    }
+
     /// The Hessian of a linear's inputs, summed over tokens; `None` if its inputs were not seen.
     ///
     /// A routed expert's tokens are weighted by their squared routing weights. As many tokens as it has inputs are added to

@@ -28,6 +28,7 @@ pub enum Order {
 }
 
 /// What [`gptq`] needs to know of the inputs, in the order in which they are quantised.
+#[derive(Debug)]
 pub(crate) struct Inputs {
     /// `U^T` `[in, in]`.
     pub lower: Matrix,

@@ -7,15 +7,33 @@ use crate::compute::for_rows;
 use crate::linalg::{cholesky, inverse_transposed};
 use crate::{Compute, Error, Hessian, Matrix, Result};
 
+/// What GPTQ's part of a Hessian depends on besides the Hessian.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct Preparation {
+    /// Inputs that are rotated together, if they are.
+    pub rotation: Option<usize>,
+    /// Part of the mean diagonal that is added to the diagonal.
+    pub damping: f32,
+    /// The order of the inputs.
+    pub order: Order,
+}
+
+/// What GPTQ makes of a Hessian: the same for all weights with these inputs.
+#[derive(Debug)]
+pub(crate) struct Prepared {
+    /// Inputs that were never anything but zero.
+    pub dead: Vec<bool>,
+    /// The order of the others, and the triangle.
+    pub inputs: Inputs,
+}
+
 /// Times that damping is doubled before a Hessian is given up.
 const TRIES: usize = 10;
 
-/// The Hessian of `cols` inputs, divided by its mean diagonal, and which inputs were never anything but zero.
-pub(super) fn normalised(module: &str, hessian: &Hessian, cols: usize) -> Result<(Matrix, Vec<bool>)> {
+/// The Hessian divided by its mean diagonal, and which inputs were never anything but zero.
+pub(super) fn normalised(module: &str, hessian: &Hessian) -> Result<(Matrix, Vec<bool>)> {
     let refuse = |why: String| Err(Error::Module { module: module.to_owned(), why });
-    if hessian.size() != cols {
-        return refuse(format!("expected a Hessian of {cols} inputs, found one of {}", hessian.size()));
-    }
+    let cols = hessian.size();
     let mut h = hessian.sums().clone();
     if h.data().iter().any(|v| !v.is_finite()) {
         return refuse("its Hessian has values that are not finite; calibrate again".to_owned());

@@ -28,6 +28,7 @@ pub use settings::{Settings, settings};
 use coded::Coded;
 use float::{Fp4, Scale, global};
 use grid::{Grid, largest};
+pub(crate) use inputs::{Preparation, Prepared};
 use integer::{Affine, Edge, Symmetric};
 use marlin_checkpoint::weight::hadamard;
 
@@ -173,28 +174,35 @@ impl Job<'_> {
             let weight = self.rotated(self.weight.clone(), rotation);
             return Ok(coded::nearest(self.compute, grid, factor, &weight, None, group));
         };
-        let (mut h, dead) = inputs::normalised(self.module, hessian, cols)?;
-        let mut weight = self.weight.clone();
-        if let Rounder::Gptq { .. } = rounder
-            && dead.contains(&true)
-        {
-            // Inputs that are always zero.
-            for_rows(self.compute, weight.data_mut(), cols, 16, &|_, row| {
-                row.iter_mut().zip(&dead).filter(|(_, dead)| **dead).for_each(|(w, _)| *w = 0.0);
-            });
+        if hessian.size() != cols {
+            let why = format!("expected a Hessian of {cols} inputs, found one of {}", hessian.size());
+            return Err(Error::Module { module: self.module.to_owned(), why });
         }
-        weight = self.rotated(weight, rotation);
-        if let Some(block) = rotation {
-            h = inputs::rotated(self.compute, h, block);
-        }
+        let rotate = |h| match rotation {
+            Some(block) => inputs::rotated(self.compute, h, block),
+            None => h,
+        };
         match rounder {
             Rounder::Nearest => {
+                let (h, _) = inputs::normalised(self.module, hessian)?;
+                let (h, weight) = (rotate(h), self.rotated(self.weight.clone(), rotation));
                 let importance: Vec<f32> = (0..cols).map(|i| h.row(i)[i]).collect();
                 Ok(coded::nearest(self.compute, grid, factor, &weight, Some(&importance), group))
             }
             Rounder::Gptq { damping, order } => {
-                let inputs = inputs::inputs(self.compute, self.module, h, damping, order)?;
-                gptq::gptq(self.compute, grid, factor, &weight, &inputs, group)
+                let prepared = hessian.prepared(Preparation { rotation, damping, order }, || {
+                    let (h, dead) = inputs::normalised(self.module, hessian)?;
+                    let inputs = inputs::inputs(self.compute, self.module, rotate(h), damping, order)?;
+                    Ok(Prepared { dead, inputs })
+                })?;
+                let mut weight = self.weight.clone();
+                if prepared.dead.contains(&true) {
+                    for_rows(self.compute, weight.data_mut(), cols, 16, &|_, row| {
+                        row.iter_mut().zip(&prepared.dead).filter(|(_, dead)| **dead).for_each(|(w, _)| *w = 0.0);
+                    });
+                }
+                let weight = self.rotated(weight, rotation);
+                gptq::gptq(self.compute, grid, factor, &weight, &prepared.inputs, group)
             }
         }
     }

@@ -4,6 +4,7 @@ use marlin_checkpoint::weight::hadamard;
 use marlin_cpu::Cpu;
 
 use super::{Normal, hessian, loss};
+use crate::grouped::inputs::{Preparation, Prepared, inputs, normalised};
 use crate::grouped::{Factor, Format, Grouped, Order, Rounder, Rounding};
 use crate::{Hessian, Matrix, Method};
 
@@ -229,4 +230,43 @@ fn threads_do_not_matter() {
         assert_eq!(one.tensors, three.tensors);
         assert_eq!(one.decoded, three.decoded);
     }
+}
+
+#[test]
+fn linears_with_the_same_inputs_share_the_factorisation() {
+    let mut normal = Normal(81);
+    let weights = [normal.matrix(48, 128), normal.matrix(16, 128)];
+    let mut x = normal.inputs(300, 128);
+    // An input that was always zero.
+    (0..300).for_each(|row| x.row_mut(row)[7] = 0.0);
+    let shared = hessian(&x);
+    let method = |order, rotation| Grouped {
+        format: Format::Fp4 { group: 64, rotation },
+        factor: Factor::Search,
+        rounder: gptq(order),
+    };
+    for method in [method(Order::Natural, None), method(Order::Natural, Some(64)), method(Order::Activation, Some(64))]
+    {
+        for weight in &weights {
+            let own = method.quantise(&Cpu::new(2), "m", weight, Some(&shared.clone())).unwrap();
+            let found = method.quantise(&Cpu::new(2), "m", weight, Some(&shared)).unwrap();
+            assert_eq!((own.tensors, own.decoded), (found.tensors, found.decoded));
+        }
+    }
+    // Made once for settings, and again when they or the sums change.
+    let settings = |damping| Preparation { rotation: None, damping, order: Order::Natural };
+    let mut made = 0;
+    let mut ask = |hessian: &Hessian, damping| {
+        let (h, dead) = normalised("m", hessian).unwrap();
+        let make = || {
+            made += 1;
+            Ok(Prepared { dead, inputs: inputs(&Cpu::new(1), "m", h, damping, Order::Natural)? })
+        };
+        hessian.prepared(settings(damping), make).unwrap();
+        made
+    };
+    let mut other = shared.clone();
+    assert_eq!([ask(&other, 0.1), ask(&other, 0.1), ask(&other, 0.2), ask(&other, 0.2)], [1, 1, 2, 2]);
+    other.parts_mut().0.row_mut(0)[0] *= 2.0;
+    assert_eq!(ask(&other, 0.2), 3);
 }
