@@ -262,6 +262,45 @@ fn plans_are_made_edited_and_applied() {
     assert!(refused.contains("model.layers.9.self_attn.q_a_proj is to have 8 bits"), "{refused}");
 }
 
+/// The number behind `what`.
+fn number(said: &str, what: &str) -> f64 {
+    let rest = said.split(what).nth(1).unwrap_or_else(|| panic!("{what}: {said}"));
+    rest.trim_start().split([' ', ',', ')', '\n']).next().unwrap().parse().unwrap()
+}
+
+#[test]
+fn plans_are_measured_and_checked() {
+    let folder = tempfile::tempdir().unwrap();
+    let text = text(folder.path());
+    let at = |name: &str| path(folder.path(), name);
+    let stats = at("stats");
+    marlin(&["calibrate", "fable", "--text", &text, "--samples", "3", "--length", "64", "-o", &stats]).ok();
+    let make = |output: &str, more: &[&str]| {
+        let mut args = vec!["quantize", "plan", "fable", "--format", "gptq", "--bits", "3", "--max-bits", "4"];
+        args.extend(["--stats", &stats, "-o", output, "--probe-rows", "16"]);
+        args.extend(["--measure-samples", "2", "--measure-length", "48"]);
+        args.extend(more);
+        marlin(&args)
+    };
+    let made = make(&at("plan.txt"), &["--measure", &text, "--refine", "3", "--check-order", &text]);
+    assert_eq!(made.stderr.matches(", predicted ").count(), 3, "{}", made.stderr);
+    let said = made.ok();
+    let rho = number(&said, "measured divergence:");
+    assert!(rho >= 0.8 && rho > number(&said, "without --measure:"), "{said}");
+    let mixed = std::fs::read_to_string(at("plan.txt")).unwrap();
+    assert!(mixed.lines().any(|line| line.ends_with("_proj 4")) && mixed.lines().any(|line| line.ends_with("_proj 2")));
+
+    // Three bits for all, and no more.
+    make(&at("uniform.txt"), &["--uniform"]).ok();
+    let uniform = std::fs::read_to_string(at("uniform.txt")).unwrap();
+    let own = |line: &&str| line.starts_with("model.") && !line.contains("experts.");
+    assert!(uniform.lines().filter(own).all(|line| line.ends_with(" 3")), "{uniform}");
+    assert_eq!(uniform.matches("gate_proj=3 up_proj=3 down_proj=3").count(), 80);
+    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 4);
+    let refused = make(&at("no.txt"), &["--refine", "3"]).error(2);
+    assert!(refused.contains("--measure"), "{refused}");
+}
+
 #[test]
 fn plans_keep_bits_by_role_and_settings() {
     let folder = tempfile::tempdir().unwrap();

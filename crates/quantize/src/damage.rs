@@ -2,18 +2,19 @@
 //!
 //! The damage of a module at some bits is the error of its outputs on the calibration text, tr(E H E^T) / tr(W H W^T), E
 //! being what quantising a sample of its rows really did. Outputs of routed and shared experts add up, so an expert's errors
-//! count by its part of their sum: an expert that is chosen often, or with large weights, counts more.
+//! count by its part of their sum: an expert that is chosen often, or with large weights, counts more. What an error of the
+//! outputs does to predictions differs from module to module; [`Bench`](crate::Bench) measures it.
 
 use std::collections::BTreeMap;
 
-use marlin_checkpoint::Checkpoint;
-use marlin_models::Architecture;
+use marlin_checkpoint::{Checkpoint, Modules};
+use marlin_models::{Architecture, Inventory};
 
 use crate::apply::{Planned, energy, matrix};
 use crate::calibrate::{LayerStats, Progress, Watch};
 use crate::planner::{Choice, Module};
-use crate::roles::Input;
-use crate::{Compute, Error, Matrix, Recipe, Result, Role, Stats};
+use crate::roles::{Input, layer_of};
+use crate::{Compute, Error, Hessian, Matrix, Recipe, Result, Role, Stats};
 
 /// What is tried.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -26,9 +27,12 @@ pub struct Probe {
     pub rows: usize,
 }
 
-/// Rows of a matrix, evenly spread.
+/// So many rows of codes of any bits are whole words, as some formats need.
+const WHOLE: usize = 32;
+
+/// Rows of a matrix, evenly spread; a few more than asked for if they are no multiple of [`WHOLE`].
 fn sample(weight: &Matrix, rows: usize) -> Result<Matrix> {
-    let all = weight.rows();
+    let (all, rows) = (weight.rows(), rows.next_multiple_of(WHOLE));
     if rows == 0 || rows >= all {
         return Ok(weight.clone());
     }
@@ -43,6 +47,54 @@ fn summed(module: &str) -> Option<String> {
     let name = mlp.rsplit('.').next()?;
     let one_of_many = matches!(Input::of(module), Input::Expert { .. }) || name.starts_with("shared_expert");
     one_of_many.then(|| format!("{mlp}.down_proj"))
+}
+
+/// What calibration knows of the inputs of a module that is to be quantised.
+pub(crate) fn seen(stats: &LayerStats, module: &str) -> Result<Hessian> {
+    let why = "calibration has not seen its inputs; calibrate again with more text";
+    stats.hessian(module)?.ok_or_else(|| Error::module(module, why))
+}
+
+/// How much each module of a layer counts for the layer's output among those whose outputs are added up.
+pub(crate) struct Parts(BTreeMap<String, f64>);
+
+impl Parts {
+    /// Of the modules called `names`, all of one layer.
+    pub(crate) fn of<'a>(
+        names: impl Iterator<Item = &'a str>,
+        modules: &dyn Modules,
+        inventory: &Inventory,
+        stats: &LayerStats,
+        compute: &dyn Compute,
+    ) -> Result<Self> {
+        let mut outputs: BTreeMap<String, f64> = BTreeMap::new();
+        for name in names.filter(|name| summed(name).as_deref() == Some(*name)) {
+            let weight = matrix(modules, inventory, name)?;
+            outputs.insert(name.to_owned(), energy(compute, weight.data(), &seen(stats, name)?)?);
+        }
+        let sum: f64 = outputs.values().sum();
+        outputs.values_mut().for_each(|e| *e = if sum > 0.0 { *e / sum } else { 0.0 });
+        Ok(Self(outputs))
+    }
+
+    /// That of a module.
+    fn get(&self, module: &str) -> f64 {
+        summed(module).and_then(|down| self.0.get(&down).copied()).unwrap_or(1.0)
+    }
+
+    /// The damage that is done to a module with the weights (or some rows) `weight` when they become `decoded`.
+    pub(crate) fn damage(
+        &self,
+        compute: &dyn Compute,
+        module: &str,
+        weight: &Matrix,
+        decoded: &Matrix,
+        hessian: &Hessian,
+    ) -> Result<f64> {
+        let size = energy(compute, weight.data(), hessian)?;
+        let error: Vec<f32> = weight.data().iter().zip(decoded.data()).map(|(w, d)| w - d).collect();
+        Ok(if size > 0.0 { self.get(module) * energy(compute, &error, hessian)? / size } else { 0.0 })
+    }
 }
 
 /// The modules of `checkpoint` with what they take and the damage that is done at each of the bits that are tried. The
@@ -87,8 +139,7 @@ pub fn probe(
     }
     let mut by_layer: BTreeMap<Option<usize>, Vec<String>> = BTreeMap::new();
     for name in methods.keys() {
-        let layer = name.strip_prefix("model.layers.").and_then(|rest| rest.split('.').next()?.parse().ok());
-        by_layer.entry(layer).or_default().push(name.clone());
+        by_layer.entry(layer_of(name)).or_default().push(name.clone());
     }
     let total = by_layer.values().map(|names| names.len() as u64).sum();
     let mut out: Vec<Module> = Vec::new();
@@ -105,32 +156,18 @@ pub fn probe(
             }
             continue;
         };
-        let seen = stats.layer(layer)?;
-        let hessian = |stats: &LayerStats, name: &str| {
-            let why = "calibration has not seen its inputs; calibrate again with more text";
-            stats.hessian(name)?.ok_or_else(|| Error::module(name, why))
-        };
-        let mut outputs: BTreeMap<String, f64> = BTreeMap::new();
-        for name in names.iter().filter(|name| summed(name).as_ref() == Some(*name)) {
-            let weight = matrix(modules.as_ref(), &inventory, name)?;
-            outputs.insert(name.clone(), energy(compute, weight.data(), &hessian(&seen, name)?)?);
-        }
-        let sum: f64 = outputs.values().sum();
+        let known = stats.layer(layer)?;
+        let parts = Parts::of(names.iter().map(String::as_str), modules.as_ref(), &inventory, &known, compute)?;
         for name in names {
             if !watch(&Progress { what: format!("trying {name}"), done: out.len() as u64, total }) {
                 return Err(Error::Stopped);
             }
-            let hessian = hessian(&seen, &name)?;
+            let hessian = seen(&known, &name)?;
             let rows = sample(&matrix(modules.as_ref(), &inventory, &name)?, probe.rows)?;
-            let size = energy(compute, rows.data(), &hessian)?;
-            let part = summed(&name)
-                .and_then(|down| outputs.get(&down))
-                .map_or(1.0, |e| if sum > 0.0 { e / sum } else { 0.0 });
             let mut choices = Vec::new();
             for (bits, planned) in methods.get(&name).into_iter().flatten() {
                 let decoded = planned.method.quantise(compute, &name, &rows, Some(&hessian))?.decoded;
-                let error: Vec<f32> = rows.data().iter().zip(decoded.data()).map(|(w, d)| w - d).collect();
-                let damage = if size > 0.0 { part * energy(compute, &error, &hessian)? / size } else { 0.0 };
+                let damage = parts.damage(compute, &name, &rows, &decoded, &hessian)?;
                 choices.push(Choice { bits: *bits, stored: stored(planned, &name), damage });
             }
             out.push(Module { weights: weights(&name), name, choices });
@@ -145,10 +182,13 @@ mod tests {
 
     #[test]
     fn rows_are_spread_evenly() {
-        let weight = Matrix::new(6, 1, (0..6).map(|v| v as f32).collect()).unwrap();
-        assert_eq!(sample(&weight, 3).unwrap().data(), [0.0, 2.0, 4.0]);
+        let weight = Matrix::new(192, 1, (0..192).map(|v| v as f32).collect()).unwrap();
+        let every = |n: usize| (0..192).step_by(n).map(|v| v as f32).collect::<Vec<_>>();
+        assert_eq!(sample(&weight, 64).unwrap().data(), every(3));
+        assert_eq!(sample(&weight, 1).unwrap().data(), every(6));
+        assert_eq!(sample(&weight, 65).unwrap().data(), every(2));
         assert_eq!(sample(&weight, 0).unwrap(), weight);
-        assert_eq!(sample(&weight, 9).unwrap(), weight);
+        assert_eq!(sample(&weight, 161).unwrap(), weight);
     }
 
     #[test]

@@ -52,6 +52,11 @@ impl Role {
     }
 }
 
+/// The number of the layer that `name`, a module's or tensor's, belongs to.
+pub(crate) fn layer_of(name: &str) -> Option<usize> {
+    name.strip_prefix("model.layers.")?.split('.').next()?.parse().ok()
+}
+
 /// Which input of its layer a linear has.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Input {

@@ -8,6 +8,7 @@ use marlin_checkpoint::{Bytes, Checkpoint, DType, LatentProjection, Linear, Modu
 use marlin_models::Inventory;
 
 use super::Planned;
+use crate::roles::layer_of;
 use crate::{Error, Matrix, Result, Role};
 
 /// One thing to write.
@@ -38,11 +39,6 @@ pub(super) struct Items<'a> {
     inventory: Inventory,
     pub(super) parts: Vec<Vec<Item>>,
     bytes: u64,
-}
-
-/// The number of the layer that `name` belongs to.
-fn layer_of(name: &str) -> Option<usize> {
-    name.strip_prefix("model.layers.")?.split('.').next()?.parse().ok()
 }
 
 /// The list of experts that `name` is of one of: what goes before `.experts.` and a number.

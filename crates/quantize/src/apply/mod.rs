@@ -11,7 +11,7 @@ mod shards;
 
 pub use report::{ModuleReport, Report};
 pub use shards::Entry;
-pub(crate) use {item::matrix, report::energy};
+pub(crate) use {item::matrix, overlay::Overlay, report::energy};
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};

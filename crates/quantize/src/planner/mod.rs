@@ -109,6 +109,26 @@ pub fn plan(modules: &[Module], limits: &Limits) -> Result<Planned> {
     Ok(Planned { bits, stored: solution.cost, damage: solution.damage, bound: solution.bound })
 }
 
+/// By what part of the difference between two choices of a module the predicted damages would have to be wrong for the other
+/// one to be as good, at the price that a bit has in the best plan: the least of its other choices within `limits`. Infinite
+/// for modules that have no other. `bits` are those of a plan; tuples and equal bits are not looked at.
+pub fn margins(modules: &[Module], limits: &Limits, bits: &[u32]) -> Result<Vec<f64>> {
+    let free = Limits { max_tuples: None, equal_gate_up: false, ..limits.clone() };
+    let joints = joints(modules, &free)?;
+    let classes: Vec<Vec<Class>> = joints.iter().map(Joint::class).collect();
+    let price = knapsack::relax(&classes, limits.budget).map_or(0.0, |relaxed| relaxed.price);
+    let margin = |(joint, own): (&Joint, &u32)| {
+        let chosen = joint.choices.iter().find(|c| c.bits[0] == *own).map(|c| c.class)?;
+        let others = joint.choices.iter().filter(|c| c.bits[0] != *own).map(|c| c.class);
+        let apart = others.filter(|other| other.damage != chosen.damage).map(|other| {
+            let gain = price * (other.cost as f64 - chosen.cost as f64) + other.damage - chosen.damage;
+            gain.max(0.0) / (other.damage - chosen.damage).abs()
+        });
+        apart.min_by(f64::total_cmp)
+    };
+    Ok(joints.iter().zip(bits).map(margin).map(|margin| margin.unwrap_or(f64::INFINITY)).collect())
+}
+
 /// Modules that are chosen for together.
 #[derive(Debug)]
 struct Joint {
