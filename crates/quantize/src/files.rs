@@ -1,8 +1,8 @@
 //! Files that are whole or not there.
 
 use std::collections::BTreeMap;
-use std::fs::File;
-use std::io::{Read, Write};
+use std::fs::{File, TryLockError};
+use std::io::{ErrorKind, Read, Write};
 use std::path::{Path, PathBuf};
 
 use marlin_checkpoint::{Error as Bad, TensorInfo, header, write_error};
@@ -32,6 +32,38 @@ pub(crate) fn write<'a>(path: &Path, parts: impl IntoIterator<Item = &'a [u8]>) 
         // Nothing more can be done about a file that cannot be removed.
         let _ = std::fs::remove_file(&partial);
     })
+}
+
+/// A folder that one process works in. The system lets go of it when the process ends, however it does.
+#[derive(Debug)]
+pub(crate) struct Lock(#[allow(dead_code)] File);
+
+/// The file that is locked; calibration's folder may have files whose names begin with a dot.
+const LOCK: &str = ".lock";
+
+/// Keeps other processes out of `folder`; an error if one is in it.
+pub(crate) fn lock(folder: &Path) -> Result<Lock> {
+    let path = folder.join(LOCK);
+    let open = File::options().write(true).create(true).truncate(false).open(&path);
+    let file = open.map_err(|e| Bad::io(&path, e))?;
+    match file.try_lock() {
+        Ok(()) => Ok(Lock(file)),
+        Err(TryLockError::WouldBlock) => {
+            let why = "another run is at work in it; wait until that has ended, or end it";
+            Err(Bad::invalid(folder.display(), why).into())
+        }
+        // File systems that know no locks: one has to take care oneself.
+        Err(TryLockError::Error(e)) if e.kind() == ErrorKind::Unsupported => Ok(Lock(file)),
+        Err(TryLockError::Error(e)) => Err(Bad::io(&path, e).into()),
+    }
+}
+
+impl Lock {
+    /// Lets go of a folder whose work is done, and removes the file.
+    pub(crate) fn release(self, folder: &Path) {
+        // A file that cannot be removed is only in the way.
+        let _ = std::fs::remove_file(folder.join(LOCK));
+    }
 }
 
 /// Writes a value as indented JSON.

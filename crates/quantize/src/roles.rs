@@ -94,6 +94,13 @@ impl Input {
         })
     }
 
+    /// The stack that MLX keeps `module`, a routed expert's, in: `model.layers.3.mlp.switch_mlp.up_proj`.
+    pub(crate) fn stack(&self, module: &str) -> Option<String> {
+        let Self::Expert { experts, .. } = self else { return None };
+        let part = module.rsplit('.').next()?;
+        Some(format!("{}switch_mlp.{part}", experts.strip_suffix("experts")?))
+    }
+
     /// The name its moments are kept under.
     pub(crate) fn key(&self) -> String {
         match self {
@@ -134,5 +141,9 @@ mod tests {
         assert_eq!(key("mlp.experts.11.up_proj"), "model.layers.3.mlp.experts.11.gate_proj");
         assert_eq!(key("mlp.experts.11.down_proj"), "model.layers.3.mlp.experts.11.down_proj");
         assert_eq!(Input::of("lm_head").key(), "lm_head");
+        let stack = |module: &str| Input::of(module).stack(module);
+        let expert = "model.layers.3.mlp.experts.11.up_proj";
+        assert_eq!(stack(expert).as_deref(), Some("model.layers.3.mlp.switch_mlp.up_proj"));
+        assert_eq!(stack("model.layers.3.mlp.shared_experts.up_proj"), None);
     }
 }

@@ -73,6 +73,7 @@ fn quantised(folder: &Path, stats: &Stats, modules: &[String]) -> Checkpoint {
     let apply = Apply {
         checkpoint: &model(),
         methods: &methods,
+        stacked: false,
         calibration: Calibration::Stats(stats),
         output: &output,
         shard_bytes: 1 << 30,

@@ -8,7 +8,7 @@ use marlin_checkpoint::{Checkpoint, DType, Error as Bad, Store, TensorInfo, Tens
 use serde::{Deserialize, Serialize};
 
 use super::{ExpertInputs, LayerStats, Moments, Routed, Runner, Samples, Watch};
-use crate::files::{bytes_of, read_json, write_json, write_tensors};
+use crate::files::{bytes_of, lock, read_json, write_json, write_tensors};
 use crate::{Compute, Error, Hessian, Matrix, Result, identity};
 
 /// The file that says what the statistics are of.
@@ -123,6 +123,8 @@ pub fn calibrate<B: Backend>(
     let runner = Runner::new(backend, compute, checkpoint, &samples.windows, experts)?;
     let layers = runner.layers();
     let about = About::of(checkpoint, samples, layers, experts)?;
+    std::fs::create_dir_all(folder).map_err(|e| Bad::io(folder, e))?;
+    let lock = lock(folder)?;
     begin(folder, &about, resume)?;
     let done = (0..layers).take_while(|i| layer_path(folder, Some(*i)).exists()).count();
     let head = layer_path(folder, None);
@@ -153,11 +155,11 @@ pub fn calibrate<B: Backend>(
         write(&head, &runner.head(&mut states)?)?;
         states.remove();
     }
+    lock.release(folder);
     Stats::open(folder)
 }
 
 fn begin(folder: &Path, about: &About, resume: bool) -> Result<()> {
-    std::fs::create_dir_all(folder).map_err(|e| Bad::io(folder, e))?;
     let path = folder.join(ABOUT);
     if !path.exists() {
         let mut entries = std::fs::read_dir(folder).map_err(|e| Bad::io(folder, e))?;

@@ -37,6 +37,7 @@ pub fn run(args: &PlanArgs) -> Result<()> {
         budget: budget(&modules, bits)?,
         max_tuples: args.max_tuples,
         equal_gate_up: args.equal_gate_up,
+        equal_experts: recipe.target.stacks(),
         ..Limits::default()
     };
     let samples = args.measuring.samples(&checkpoint)?;
@@ -46,6 +47,12 @@ pub fn run(args: &PlanArgs) -> Result<()> {
     let (modules, mut planned) = args.measuring.plan(bench.as_ref(), &recipe, modules, &limits)?;
     drop(bench);
     if args.uniform {
+        if recipe.target.stacks() && bits.fract() != 0.0 {
+            let name = recipe.target.name();
+            return Err(Failure::text(format!(
+                "--uniform: {name} keeps all experts of a layer in one stack, over which bits cannot be spread; give whole bits"
+            )));
+        }
         planned.bits = uniform(&modules, limits.budget)
             .ok_or_else(|| Failure::text("--uniform: no equal bits for all modules fit this size"))?;
     }
@@ -161,7 +168,7 @@ pub fn mixed(checkpoint: &Checkpoint, args: &RecipeArgs, inputs: Inputs, work: &
     let (least, most) = around(bits, recipe.target);
     let tried = Probe { min_bits: least, max_bits: most, rows: 128 };
     let modules = tries(checkpoint, &stats, &recipe, tried, &work.engine)?;
-    let limits = Limits { budget: budget(&modules, bits)?, ..Limits::default() };
+    let limits = Limits { budget: budget(&modules, bits)?, equal_experts: recipe.target.stacks(), ..Limits::default() };
     let modules = match &text {
         None => modules,
         Some(samples) => {
