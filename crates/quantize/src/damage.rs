@@ -12,6 +12,7 @@ use marlin_models::{Architecture, Inventory};
 
 use crate::apply::{Planned, energy, matrix};
 use crate::calibrate::{LayerStats, Progress, Watch};
+use crate::files::release_layer;
 use crate::planner::{Choice, Module};
 use crate::roles::{Input, layer_of};
 use crate::{Compute, Error, Hessian, Matrix, Recipe, Result, Role, Stats};
@@ -172,6 +173,7 @@ pub fn probe(
             }
             out.push(Module { weights: weights(&name), name, choices });
         }
+        release_layer(checkpoint.store.as_ref(), layer)?;
     }
     Ok(out)
 }

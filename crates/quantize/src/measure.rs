@@ -115,6 +115,8 @@ impl<B: Backend> Bench<'_, B> {
             if let Some(next) = next {
                 std::mem::replace(&mut original, next).remove();
             }
+            drop(own);
+            runner.release(layer)?;
         }
         let vocab = runner.info().vocab.max(1);
         let rows = (LOGITS / (4 * vocab)).max(1);

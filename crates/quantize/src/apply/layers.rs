@@ -10,6 +10,7 @@ use super::overlay::Overlay;
 use super::shards::Shards;
 use super::{Apply, Calibration, ModuleReport};
 use crate::calibrate::{LayerStats, Progress, Runner, States, Watch};
+use crate::files::release_layer;
 use crate::grouped::stack;
 use crate::{Compute, Error, Quantised, Result, Written};
 
@@ -185,7 +186,10 @@ impl Walk<'_> {
             }
             self.done += 1;
         }
-        Ok(())
+        match part.checked_sub(1) {
+            Some(layer) => release_layer(self.apply.checkpoint.store.as_ref(), layer),
+            None => Ok(()),
+        }
     }
 
     /// Tells of the item under way.

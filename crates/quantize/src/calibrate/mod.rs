@@ -20,6 +20,7 @@ use marlin_models::{Layer, LoadOptions, Model, ModelInfo, Residency};
 use std::path::Path;
 use std::sync::Arc;
 
+use crate::files::release_layer;
 use crate::{Compute, Error, Result};
 use collector::Collector;
 
@@ -55,6 +56,7 @@ pub(crate) struct Runner<'a, B: Backend> {
     backend: &'a B,
     compute: &'a dyn Compute,
     model: Model<B>,
+    checkpoint: &'a Checkpoint,
     modules: Arc<dyn Modules>,
     windows: &'a [Vec<u32>],
     kv: B::Kv,
@@ -66,7 +68,7 @@ impl<'a, B: Backend> Runner<'a, B> {
     pub(crate) fn new(
         backend: &'a B,
         compute: &'a dyn Compute,
-        checkpoint: &Checkpoint,
+        checkpoint: &'a Checkpoint,
         windows: &'a [Vec<u32>],
         experts: ExpertInputs,
     ) -> Result<Self> {
@@ -83,7 +85,7 @@ impl<'a, B: Backend> Runner<'a, B> {
         // Layers take turns, so one layer's memory does for all.
         let spec = KvSpec { layers: 1, ..model.kv_spec(BLOCK, length.div_ceil(BLOCK)) };
         let kv = backend.kv(spec)?;
-        Ok(Self { backend, compute, model, modules: checkpoint.modules()?, windows, kv, experts })
+        Ok(Self { backend, compute, model, checkpoint, modules: checkpoint.modules()?, windows, kv, experts })
     }
 
     /// Decoder layers.
@@ -163,7 +165,14 @@ impl<'a, B: Backend> Runner<'a, B> {
                 total: (self.layers() * count) as u64,
             })
         })?;
+        drop(part);
+        self.release(layer)?;
         Ok((observed.then(|| collector.finish(self.tokens())), next))
+    }
+
+    /// Gives back the memory of a layer's pages, when nothing that was read of them is left.
+    pub(crate) fn release(&self, layer: usize) -> Result<()> {
+        release_layer(self.checkpoint.store.as_ref(), layer)
     }
 
     /// Runs all windows through a layer that was read, the one with number `layer`. Gives the states after it if they are
