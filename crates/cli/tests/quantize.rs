@@ -374,6 +374,12 @@ fn plans_are_measured_and_checked() {
         args.extend(more);
         marlin(&args)
     };
+    let (kept, with) = (at("damages.json"), ["--measure", &text]);
+    make(&at("first.txt"), &[&with[..], &["--damages", &kept]].concat()).ok();
+    make(&at("second.txt"), &[&with[..], &["--damages", &kept]].concat()).ok();
+    assert_eq!(std::fs::read(at("first.txt")).unwrap(), std::fs::read(at("second.txt")).unwrap());
+    let refused = make(&at("no.txt"), &["--damages", &kept]).error(1);
+    assert!(refused.contains("these damages were found otherwise (measured)"), "{refused}");
     let made = make(&at("plan.txt"), &["--measure", &text, "--refine", "3", "--check-order", &text]);
     assert_eq!(made.stderr.matches(", predicted ").count(), 3, "{}", made.stderr);
     let said = made.ok();
@@ -388,7 +394,7 @@ fn plans_are_measured_and_checked() {
     let attention: Vec<&str> = uniform.lines().filter(|line| line.contains("self_attn.")).collect();
     assert!(attention.len() == 24 && attention.iter().all(|line| line.ends_with(" 3")), "{uniform}");
     assert_eq!(uniform.matches("gate_proj=8 up_proj=8 down_proj=8").count(), 80);
-    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 4);
+    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 7);
     let refused = make(&at("no.txt"), &["--refine", "3"]);
     assert!(refused.stderr.contains("--measure <FILE>"), "{}", refused.stderr);
     refused.error(2);

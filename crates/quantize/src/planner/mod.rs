@@ -22,12 +22,13 @@ pub use file::Plan;
 pub use summary::{Point, Summary, pareto, uniform};
 
 use knapsack::Choice as Class;
+use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
 use crate::{Error, Result};
 
 /// One way to store a module.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Choice {
     /// Bits of a code, by which plans name the choice.
     pub bits: u32,
@@ -38,7 +39,7 @@ pub struct Choice {
 }
 
 /// A module that is to be planned.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Module {
     /// Its name, as transformers has it.
     pub name: String,

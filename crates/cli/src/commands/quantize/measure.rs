@@ -47,7 +47,8 @@ impl MeasureArgs {
         if self.measure.is_empty() { Ok(None) } else { self.read(checkpoint, &self.measure).map(Some) }
     }
 
-    /// The best plan, and the modules as they were measured for it. `bench` has the text that is measured on.
+    /// The best plan of `modules`, chosen again if some are to be measured alone, and the modules with what was found. `bench`
+    /// has the text that is measured on.
     pub fn plan(
         &self,
         bench: Option<&Measuring<'_>>,
@@ -55,15 +56,8 @@ impl MeasureArgs {
         modules: Vec<Module>,
         limits: &Limits,
     ) -> Result<(Vec<Module>, Planned)> {
-        let Some(bench) = bench else {
-            let planned = plan(&modules, limits)?;
-            return Ok((modules, planned));
-        };
-        let modules = bench.sensitivities(&modules)?;
         let planned = plan(&modules, limits)?;
-        if self.refine == 0 {
-            return Ok((modules, planned));
-        }
+        let Some(bench) = bench.filter(|_| self.refine > 0) else { return Ok((modules, planned)) };
         let mut narrow: Vec<(f64, usize)> = margins(&modules, limits, &planned.bits)?.into_iter().zip(0..).collect();
         narrow.retain(|(margin, _)| margin.is_finite());
         narrow.sort_by(|a, b| a.0.total_cmp(&b.0));

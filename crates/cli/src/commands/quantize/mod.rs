@@ -1,6 +1,7 @@
 //! `quantize`: a smaller checkpoint of a model.
 
 mod apply;
+mod damages;
 mod measure;
 mod plan;
 mod report;
@@ -69,6 +70,9 @@ pub struct PlanArgs {
     /// Give all modules the same bits, or (between whole bits) spread one more evenly over them: the same size to compare with
     #[arg(long, conflicts_with_all = ["max_tuples", "equal_gate_up", "refine"])]
     uniform: bool,
+    /// Write the damages that were found to this file or, if it is there, take them from it: for other sizes of the same
+    #[arg(long, value_name = "FILE.json")]
+    damages: Option<PathBuf>,
     /// Also draw damage against size, for many sizes
     #[arg(long, value_name = "FILE.svg")]
     pareto: Option<PathBuf>,

@@ -1,6 +1,7 @@
 //! Bits for each module: plans made, and plans applied.
 
 use super::apply::{Inputs, make};
+use super::damages::Damages;
 use super::measure::{Measuring, Subject};
 use super::{ApplyArgs, PlanArgs, RecipeArgs, Work};
 use crate::args::EngineArgs;
@@ -32,7 +33,22 @@ pub fn run(args: &PlanArgs) -> Result<()> {
     let usual = around(bits, recipe.target);
     let (least, most) = (args.min_bits.unwrap_or(usual.0), args.max_bits.unwrap_or(usual.1));
     let tried = Probe { min_bits: least, max_bits: most, rows: args.probe_rows };
-    let modules = tries(&checkpoint, &stats, &recipe, tried, &args.engine)?;
+    let samples = args.measuring.samples(&checkpoint)?;
+    let subject = Subject { checkpoint: &checkpoint, stats: &stats, engine: &args.engine, beside: &args.output };
+    let bench = samples.as_ref().map(|samples| Measuring::new(subject, samples));
+    let key = json!({
+        "model": checkpoint.name,
+        "identity": stats.about.model_identity,
+        "text": stats.about.text,
+        "settings": format!("{:?}", Recipe { bits: recipe.bits.roles(), ..recipe.clone() }),
+        "tried": format!("{tried:?}"),
+        "measured": samples.as_ref().map(|samples| &samples.hash),
+    });
+    let Damages { plain, modules } = Damages::kept(args.damages.as_deref(), key, || {
+        let plain = tries(&checkpoint, &stats, &recipe, tried, &args.engine)?;
+        let modules = bench.as_ref().map(|bench| bench.sensitivities(&plain)).transpose()?;
+        Ok(Damages { modules: modules.unwrap_or_else(|| plain.clone()), plain })
+    })?;
     let limits = Limits {
         budget: budget(&modules, bits)?,
         max_tuples: args.max_tuples,
@@ -40,10 +56,6 @@ pub fn run(args: &PlanArgs) -> Result<()> {
         equal_experts: recipe.target.stacks(),
         ..Limits::default()
     };
-    let samples = args.measuring.samples(&checkpoint)?;
-    let subject = Subject { checkpoint: &checkpoint, stats: &stats, engine: &args.engine, beside: &args.output };
-    let bench = samples.as_ref().map(|samples| Measuring::new(subject, samples));
-    let plain = modules.clone();
     let (modules, mut planned) = args.measuring.plan(bench.as_ref(), &recipe, modules, &limits)?;
     drop(bench);
     if args.uniform {
