@@ -78,6 +78,11 @@ impl Target {
         }
     }
 
+    /// Whether errors fall by the same factor with each bit.
+    pub(crate) fn is_even(self) -> bool {
+        self == Self::Exl3
+    }
+
     /// Whether experts of a layer are stored as one stack for each projection, all with the same bits.
     pub fn stacks(self) -> bool {
         self == Self::Mlx
