@@ -19,7 +19,8 @@ fn greedy_text_and_ids_are_those_of_transformers() {
     for mode in [&["--exact"][..], &[]] {
         for name in ["tale", "chat"] {
             let prompt = reference["prompt_text"][name].as_str().unwrap();
-            let args = [&["run", "-m", &fable(), prompt, "--greedy", "-n", "64", "--json"], mode].concat();
+            let model = fable();
+            let args = [&["run", "-m", &model, prompt, "--greedy", "-n", "64", "--json"], mode].concat();
             let found = marlin(&args).json();
             assert_eq!(found["token_ids"], reference["greedy"][name]["ids"], "{name} {mode:?}");
             assert_eq!(found["text"], reference["greedy"][name]["text"], "{name} {mode:?}");
@@ -78,7 +79,8 @@ fn prompts_come_as_ids_text_or_standard_input() {
     for (args, input) in
         [(vec!["--prompt-ids", file.as_str()], String::new()), (vec!["-"], format!("{text}\n")), (vec![], text.clone())]
     {
-        let all = [&["run", "-m", &fable(), "--json", "-n", "8", "--exact"], args.as_slice()].concat();
+        let model = fable();
+        let all = [&["run", "-m", &model, "--json", "-n", "8", "--exact"], args.as_slice()].concat();
         assert_eq!(marlin_with(&all, &input).json()["token_ids"].as_array().unwrap(), expected, "{args:?}");
     }
 }
