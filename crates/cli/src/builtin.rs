@@ -1,4 +1,5 @@
-//! The model inside the binary.
+//! The model inside the binary: `models/fable`, which this program made from `models/fable-glm4-moe-lite` (see
+//! `models/README.md`).
 
 use crate::error::{Failure, Result};
 use marlin_checkpoint::Checkpoint;
@@ -12,7 +13,7 @@ mod files {
 
     macro_rules! file {
         ($name:literal) => {
-            ($name, include_bytes!(concat!("../../../models/fable-glm4-moe-lite/", $name)))
+            ($name, include_bytes!(concat!("../../../models/fable/", $name)))
         };
     }
 
@@ -38,7 +39,7 @@ pub fn open() -> Result<Checkpoint> {
             "this build has no built-in model {NAME:?} (it was made without the feature builtin-model); name a folder, a file or a model of the hub"
         ))
     })?;
-    Ok(Checkpoint::embedded("fable-glm4-moe-lite", files)?)
+    Ok(Checkpoint::embedded(NAME, files)?)
 }
 
 /// Whether there is one.

@@ -29,7 +29,7 @@ fn the_table_is_shown_and_explained() {
     assert_eq!(row("dense_gemm_tiles_f32")["rows"], "3 to 8");
     let text = scalar(&["kernels"], cache.path()).ok();
     assert!(text.contains("grouped_gemm_bytes") && text.contains("384 rows and more"), "{text}");
-    let found = scalar(&["kernels", "--explain", "8", "fable", "--json"], cache.path()).json();
+    let found = scalar(&["kernels", "--explain", "8", &fable(), "--json"], cache.path()).json();
     let choice = &found["choices"][0];
     assert_eq!((&choice["kernel"], &choice["weights"]), (&"dense_gemm_tiles_f32".into(), &"dense bf16".into()));
     assert!(choice["why"].as_str().unwrap().contains("which scalar lacks; 8 is within 3 to 8"), "{choice}");
@@ -39,7 +39,7 @@ fn the_table_is_shown_and_explained() {
     assert_eq!(choice["modules"], 295 - 5);
     let text = scalar(&["kernels", "--explain", "1", "--exact"], cache.path()).ok();
     assert!(text.contains("trellis_exact_f32") && text.contains("--exact computes in f32"), "{text}");
-    assert!(marlin(&["kernels", "fable"]).error(2).contains("required arguments were not provided"));
+    assert!(marlin(&["kernels", &fable()]).error(2).contains("required arguments were not provided"));
 }
 
 #[test]

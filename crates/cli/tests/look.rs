@@ -61,7 +61,7 @@ fn schemes_have_names() {
 
 #[test]
 fn experts_are_shown_as_ranges() {
-    let found = marlin(&["inspect", "fable", "--json", "--tensors"]).json();
+    let found = marlin(&["inspect", &fable(), "--json", "--tensors"]).json();
     let modules = found["modules"].as_array().unwrap();
     let experts: Vec<_> = modules.iter().filter(|m| m["module"].as_str().unwrap().contains(".experts.")).collect();
     // gate, up and down of the 16 experts in 5 layers.
@@ -88,7 +88,7 @@ fn dequantise_shows_what_the_file_holds() {
     let cols = expected.len() / 256;
     let folder = tempfile::tempdir().unwrap();
     let out = folder.path().join("o.npy");
-    let found = marlin(&["dequantise", "fable", name, "--rows", "3..5", "--cols", "0..4", "--json"]).json();
+    let found = marlin(&["dequantise", &fable(), name, "--rows", "3..5", "--cols", "0..4", "--json"]).json();
     assert_eq!(found["shape"], json!([256, cols]));
     assert_eq!((&found["stored"][0]["scheme"], &found["stored"][0]["bits"]), (&json!("dense"), &json!(16)));
     for (r, row) in found["values"].as_array().unwrap().iter().enumerate() {
@@ -102,25 +102,25 @@ fn dequantise_shows_what_the_file_holds() {
     assert!((found["std"].as_f64().unwrap() - std).abs() < 1e-9);
     assert_eq!(found["max"].as_f64().unwrap() as f32, expected.iter().fold(f32::MIN, |a, b| a.max(*b)));
     let out = out.to_str().unwrap();
-    let text = marlin(&["dequantise", "fable", &format!("{name}.weight"), "-o", out]).ok();
+    let text = marlin(&["dequantise", &fable(), &format!("{name}.weight"), "-o", out]).ok();
     assert!(text.contains("deviation") && text.contains("rows 0..4, columns 0..8"), "{text}");
     let file = std::fs::read(out).unwrap();
     assert_eq!(file.len(), 128 + 4 * expected.len());
     let values: Vec<f32> = file[128..].chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect();
     assert_eq!(values, expected);
-    assert_eq!(marlin(&["dequantise", "fable", "model.norm.weight", "--json"]).json()["shape"], json!([1, 256]));
+    assert_eq!(marlin(&["dequantise", &fable(), "model.norm.weight", "--json"]).json()["shape"], json!([1, 256]));
 }
 
 #[test]
 fn dequantise_says_what_there_is() {
-    let error = marlin(&["dequantise", "fable", "model.layers.0.mlp.gate"]).error(1);
+    let error = marlin(&["dequantise", &fable(), "model.layers.0.mlp.gate"]).error(1);
     assert!(error.contains("there is no module") && error.contains("inspect --tensors"), "{error}");
-    let error = marlin(&["dequantise", "fable", "model.norm.weight", "--rows", "0..2"]).error(1);
+    let error = marlin(&["dequantise", &fable(), "model.norm.weight", "--rows", "0..2"]).error(1);
     assert_eq!(error, "--rows: 0..2 is not within 0..1");
-    assert!(marlin(&["dequantise", "fable", "model.norm.weight", "--cols", "5"]).error(2).contains("expected A..B"));
+    assert!(marlin(&["dequantise", &fable(), "model.norm.weight", "--cols", "5"]).error(2).contains("expected A..B"));
 }
 
-/// The built-in model, one value of one matrix changed.
+/// The original of the built-in model, one value of one matrix changed.
 fn changed(folder: &Path) -> (String, f32, Vec<f32>) {
     let name = "model.layers.2.self_attn.o_proj.weight";
     let file = format!("{}/model.safetensors", fable());
@@ -140,7 +140,7 @@ fn changed(folder: &Path) -> (String, f32, Vec<f32>) {
 fn compare_finds_the_one_that_differs() {
     let folder = tempfile::tempdir().unwrap();
     let (path, apart, values) = changed(folder.path());
-    let found = marlin(&["compare", "fable", &path, "--json"]).json();
+    let found = marlin(&["compare", &fable(), &path, "--json"]).json();
     let norm = values.iter().map(|v| f64::from(*v).powi(2)).sum::<f64>().sqrt();
     let (first, second) = (&found["modules"][0], &found["modules"][1]);
     assert_eq!(first["module"], "model.layers.2.self_attn.o_proj");
@@ -151,9 +151,9 @@ fn compare_finds_the_one_that_differs() {
     assert_eq!(found["total"]["max_abs"], first["max_abs"]);
     // All parameters, and the 16 corrections of the router in each of 5 layers.
     assert_eq!(found["total"]["weights"], 12_690_176 + 80);
-    let text = marlin(&["compare", "fable", &path, "--worst", "3"]).ok();
+    let text = marlin(&["compare", &fable(), &path, "--worst", "3"]).ok();
     assert!(text.contains("o_proj") && text.contains("better ones (--worst 0 lists all)"), "{text}");
-    let one = marlin(&["compare", "fable", &path, "--module", "model.layers.1.self_attn.o_proj", "--json"]).json();
+    let one = marlin(&["compare", &fable(), &path, "--module", "model.layers.1.self_attn.o_proj", "--json"]).json();
     assert_eq!((one["modules"].as_array().unwrap().len(), &one["total"]["relative_rms"]), (1, &json!(0.0)));
 }
 
@@ -161,7 +161,7 @@ fn compare_finds_the_one_that_differs() {
 fn compare_needs_the_same_architecture() {
     let folder = tempfile::tempdir().unwrap();
     let (a, b) = (layer(folder.path(), "exl3-3"), layer(folder.path(), "fp4"));
-    let error = marlin(&["compare", "fable", &a]).error(1);
+    let error = marlin(&["compare", &fable(), &a]).error(1);
     assert!(error.ends_with("only checkpoints of the same architecture can be compared"), "{error}");
     let error = marlin(&["compare", &a, &b, "--module", "model.layers.7.mlp.up_proj"]).error(1);
     assert!(error.contains("there is no module"), "{error}");

@@ -9,25 +9,23 @@ use common::*;
 
 #[test]
 fn inspect_counts() {
-    for model in ["fable".to_owned(), fable()] {
-        let found = marlin(&["inspect", &model, "--json", "--tensors"]).json();
-        assert_eq!(found["parameters"], reference()["params"]);
-        assert_eq!(found["parameters"], 12_690_176);
-        // 12 of 16 experts, each 3 x 128 x 256, in 5 layers take no part in a token.
-        assert_eq!(found["active_parameters"], 12_690_176 - 12 * 3 * 128 * 256 * 5);
-        assert_eq!(found["bytes"], 2 * 12_690_176 + 4 * 80);
-        assert_eq!(found["dtypes"]["F32"]["tensors"], 5);
-        assert_eq!(found["kv"]["bytes_per_token"], 6 * (128 + 32) * 2);
-        assert_eq!((&found["architecture"], &found["runnable"]), (&"glm4_moe_lite".into(), &true.into()));
-        assert_eq!((&found["context"], &found["vocab"], &found["layers"]), (&4096.into(), &4096.into(), &6.into()));
-        assert_eq!(found["eos"], serde_json::json!([4087]));
-        let tensors = found["tensors"].as_array().unwrap();
-        assert_eq!((tensors.len(), &found["tensor_count"]), (325, &325.into()));
-        assert!(tensors.contains(&serde_json::json!({
-            "name": "model.embed_tokens.weight", "dtype": "BF16", "shape": [4096, 256]
-        })));
-    }
-    let text = marlin(&["inspect", "fable"]).ok();
+    let found = marlin(&["inspect", &fable(), "--json", "--tensors"]).json();
+    assert_eq!(found["parameters"], reference()["params"]);
+    assert_eq!(found["parameters"], 12_690_176);
+    // 12 of 16 experts, each 3 x 128 x 256, in 5 layers take no part in a token.
+    assert_eq!(found["active_parameters"], 12_690_176 - 12 * 3 * 128 * 256 * 5);
+    assert_eq!(found["bytes"], 2 * 12_690_176 + 4 * 80);
+    assert_eq!(found["dtypes"]["F32"]["tensors"], 5);
+    assert_eq!(found["kv"]["bytes_per_token"], 6 * (128 + 32) * 2);
+    assert_eq!((&found["architecture"], &found["runnable"]), (&"glm4_moe_lite".into(), &true.into()));
+    assert_eq!((&found["context"], &found["vocab"], &found["layers"]), (&4096.into(), &4096.into(), &6.into()));
+    assert_eq!(found["eos"], serde_json::json!([4087]));
+    let tensors = found["tensors"].as_array().unwrap();
+    assert_eq!((tensors.len(), &found["tensor_count"]), (325, &325.into()));
+    assert!(tensors.contains(&serde_json::json!({
+        "name": "model.embed_tokens.weight", "dtype": "BF16", "shape": [4096, 256]
+    })));
+    let text = marlin(&["inspect", &fable()]).ok();
     assert!(text.contains("12,690,176 (12.7 M); active per token 6.8 M (4 of 16 experts)"), "{text}");
 }
 
@@ -66,7 +64,7 @@ fn logits_are_those_of_transformers() {
     let ids = ids_file(folder.path(), &reference_ids("tale"));
     let out = folder.path().join("logits.npy");
     let out = out.to_str().unwrap();
-    marlin(&["logits", "fable", "--ids", &ids, "--exact", "-o", out]).ok();
+    marlin(&["logits", &fable(), "--ids", &ids, "--exact", "-o", out]).ok();
     let (shape, all) = npy(out);
     assert_eq!((shape.as_str(), all.len()), ("23, 4096", 23 * 4096));
     marlin(&["logits", &fable(), "--ids", &ids, "--exact", "--last", "-o", out]).ok();
@@ -76,7 +74,7 @@ fn logits_are_those_of_transformers() {
     let expected = reference_floats("tale.logits_last");
     let worst = last.iter().zip(&expected).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
     assert!(worst <= 2e-3, "{worst}");
-    let error = marlin(&["logits", "fable", "--ids", &ids, "-o", "/no/such/folder/x.npy"]).error(1);
+    let error = marlin(&["logits", &fable(), "--ids", &ids, "-o", "/no/such/folder/x.npy"]).error(1);
     assert!(error.starts_with("/no/such/folder/x.npy: "), "{error}");
 }
 
@@ -92,7 +90,7 @@ fn perplexity_is_that_of_transformers() {
     for (source, file, extra, tolerance) in
         [("--ids", &ids, "--exact", 2e-4), ("--text", &text, "--exact", 2e-4), ("--ids", &ids, "--json", 3e-3)]
     {
-        let args = ["eval", "ppl", "fable", source, file, "--tokens", "2048", "--json"];
+        let args = ["eval", "ppl", &fable(), source, file, "--tokens", "2048", "--json"];
         let args = if extra == "--json" { args.to_vec() } else { [&args[..], &[extra]].concat() };
         let found = marlin(&args).json();
         assert_eq!(found["tokens_scored"], 2047);
@@ -100,20 +98,20 @@ fn perplexity_is_that_of_transformers() {
         assert!((found / expected - 1.0).abs() <= tolerance, "{found} {expected}");
     }
     let llama = ["--protocol", "llama.cpp", "--tokens", "1100"];
-    let found = marlin(&[&["eval", "ppl", "fable", "--ids", &ids, "--json"], &llama[..]].concat()).json();
+    let found = marlin(&[&["eval", "ppl", &fable(), "--ids", &ids, "--json"], &llama[..]].concat()).json();
     assert_eq!((&found["tokens_scored"], &found["windows"]), (&510.into(), &2.into()));
-    let error = marlin(&["eval", "ppl", "fable", "--ids", &ids, "--tokens", "9000"]).error(1);
+    let error = marlin(&["eval", "ppl", &fable(), "--ids", &ids, "--tokens", "9000"]).error(1);
     assert!(error.ends_with("--tokens asks for 9000 tokens, but there are 8000"), "{error}");
 }
 
 #[test]
 fn perplexity_needs_a_text() {
-    assert!(marlin(&["eval", "ppl", "fable"]).error(2).contains("required arguments were not provided"));
+    assert!(marlin(&["eval", "ppl", &fable()]).error(2).contains("required arguments were not provided"));
     let folder = tempfile::tempdir().unwrap();
     let ids = ids_file(folder.path(), &[7]);
-    let error = marlin(&["eval", "ppl", "fable", "--ids", &ids]).error(1);
+    let error = marlin(&["eval", "ppl", &fable(), "--ids", &ids]).error(1);
     assert_eq!(error, "the text has 1 tokens; sliding needs at least 2");
-    let error = marlin(&["eval", "ppl", "fable", "--ids", &ids, "--protocol", "exl3", "--stride", "9"]).error(1);
+    let error = marlin(&["eval", "ppl", &fable(), "--ids", &ids, "--protocol", "exl3", "--stride", "9"]).error(1);
     assert!(error.starts_with("--stride belongs to the sliding protocol"), "{error}");
 }
 
@@ -152,7 +150,7 @@ fn the_machine_is_described() {
     assert!(marlin(&["doctor", "--quick"]).ok().contains("kernels use"));
 }
 
-/// The built-in model with a tensor of a multi-token-prediction layer, as GLM-4.7-Flash has them.
+/// The original of the built-in model with a tensor of a multi-token-prediction layer, as GLM-4.7-Flash has them.
 struct WithMtp(marlin_checkpoint::Store, Vec<marlin_checkpoint::TensorInfo>);
 
 impl marlin_checkpoint::TensorSource for WithMtp {

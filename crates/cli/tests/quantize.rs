@@ -8,7 +8,14 @@ use marlin_checkpoint::{Store, TensorSource};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
+use std::sync::OnceLock;
 use std::time::Duration;
+
+/// The folder of the model that is quantised.
+fn original() -> &'static str {
+    static PATH: OnceLock<String> = OnceLock::new();
+    PATH.get_or_init(fable)
+}
 
 /// A text of some hundred tokens.
 fn text(folder: &Path) -> String {
@@ -37,7 +44,7 @@ fn path(folder: &Path, name: &str) -> String {
 /// Arguments of a run that writes `output`.
 fn quantise<'a>(text: &'a str, output: &'a str, more: &[&'a str]) -> Vec<&'a str> {
     let small = ["--samples", "3", "--length", "64", "--shard-size", "2", "--threads", "2"];
-    let mut args = vec!["quantize", "fable", "--text", text, "-o", output];
+    let mut args = vec!["quantize", original(), "--text", text, "-o", output];
     args.extend(small.iter().chain(more));
     args
 }
@@ -54,14 +61,14 @@ fn plain_weights_come_through_unchanged() {
     let folder = tempfile::tempdir().unwrap();
     let (text, out) = (text(folder.path()), path(folder.path(), "out"));
     marlin(&quantise(&text, &out, &["--format", "bf16"])).ok();
-    let (original, written) = (Store::open(Path::new(&fable())).unwrap(), Store::open(Path::new(&out)).unwrap());
-    assert_eq!(original.tensors().len(), written.tensors().len());
-    for info in original.tensors() {
-        let (a, b) = (original.tensor(&info.name).unwrap(), written.tensor(&info.name).unwrap());
+    let (plain, written) = (Store::open(Path::new(original())).unwrap(), Store::open(Path::new(&out)).unwrap());
+    assert_eq!(plain.tensors().len(), written.tensors().len());
+    for info in plain.tensors() {
+        let (a, b) = (plain.tensor(&info.name).unwrap(), written.tensor(&info.name).unwrap());
         assert_eq!((&a.info, *a.data == *b.data), (&b.info, true), "{}", info.name);
     }
     assert!(written.files().len() > 3);
-    let kld = marlin(&["eval", "kld", "fable", &out, "--text", &text, "--json"]).json();
+    let kld = marlin(&["eval", "kld", original(), &out, "--text", &text, "--json"]).json();
     assert_eq!((kld["mean"].as_f64(), kld["top1_agreement"].as_f64()), (Some(0.0), Some(1.0)));
     assert_eq!(kld["flips"]["tokens"].as_f64(), Some(0.0));
     marlin(&["verify", &out]).ok();
@@ -123,6 +130,90 @@ fn a_killed_sequential_run_is_continued_to_the_same_bytes() {
 }
 
 #[test]
+fn two_runs_do_not_work_in_one_folder() {
+    let folder = tempfile::tempdir().unwrap();
+    let (text, out) = (text(folder.path()), path(folder.path(), "out"));
+    let unfinished = folder.path().join("out.unfinished");
+    let args = quantise(&text, &out, &["--format", "int4", "--resume"]);
+    kill_at(&args, &unfinished, 1);
+    // As another run would hold it.
+    let lock = std::fs::File::options().write(true).open(unfinished.join(".lock")).unwrap();
+    lock.try_lock().unwrap();
+    let refused = marlin(&args).error(1);
+    assert!(refused.contains("out.unfinished") && refused.contains("another run is at work in it"), "{refused}");
+    drop(lock);
+    marlin(&args).ok();
+    assert!(!unfinished.exists());
+    marlin(&["verify", &out]).ok();
+
+    let stats = folder.path().join("stats");
+    std::fs::create_dir(&stats).unwrap();
+    let lock = std::fs::File::create(stats.join(".lock")).unwrap();
+    lock.try_lock().unwrap();
+    let (stats, small) = (stats.to_string_lossy(), ["--samples", "1", "--length", "16"]);
+    let calibrate = [&["calibrate", original(), "--text", &text, "-o", &stats][..], &small].concat();
+    assert!(marlin(&calibrate).error(1).contains("another run is at work in it"));
+    drop(lock);
+    marlin(&calibrate).ok();
+    assert!(!Path::new(&*stats).join(".lock").exists());
+}
+
+#[test]
+fn experts_are_stacked_for_mlx() {
+    let folder = tempfile::tempdir().unwrap();
+    let (text, plan) = (text(folder.path()), path(folder.path(), "plan.txt"));
+    let [out, stats, mixed] = ["out", "stats", "mixed"].map(|name| path(folder.path(), name));
+    marlin(&["quantize", original(), "--format", "mlx", "--bits", "4", "-o", &out]).ok();
+    let (plain, written) = (Store::open(Path::new(original())).unwrap(), Store::open(Path::new(&out)).unwrap());
+    let names: Vec<&str> =
+        written.tensors().iter().map(|t| t.name.as_str()).filter(|n| n.contains("experts.")).collect();
+    assert!(names.iter().all(|name| name.contains("shared_experts")), "{names:?}");
+    let mlp = "model.layers.2.mlp";
+    let part = |name: &str| written.tensor(&format!("{mlp}.switch_mlp.up_proj.{name}")).unwrap();
+    assert_eq!(part("weight").info.shape, [16, 128, 32]);
+    let (scales, biases) = (part("scales").to_f32().unwrap(), part("biases").to_f32().unwrap());
+    let codes = part("weight").data;
+    // The squared error of Gaussian weights at these settings is .008 of their square.
+    for expert in 0..16 {
+        let name = format!("{mlp}.experts.{expert}.up_proj.weight");
+        let weights = plain.tensor(&name).unwrap().to_f32().unwrap();
+        let (mut error, mut square) = (0.0, 0.0);
+        for (i, weight) in weights.iter().enumerate() {
+            let at = expert * weights.len() + i;
+            let code = codes[at / 2] >> (4 * (at % 2)) & 15;
+            error += (scales[at / 64] * f32::from(code) + biases[at / 64] - weight).powi(2);
+            square += weight.powi(2);
+        }
+        assert!((0.004..0.012).contains(&(error / square)), "{name}: {}", error / square);
+    }
+    marlin(&["verify", &out]).ok();
+    let report = std::fs::read_to_string(Path::new(&out).join("report.json")).unwrap();
+    assert_eq!(report.matches("experts.15.up_proj").count(), 5);
+
+    // Bits between whole ones: the experts of a stack have the same.
+    let small = ["--samples", "3", "--length", "64"];
+    marlin(&[&["calibrate", original(), "--text", &text, "-o", &stats][..], &small].concat()).ok();
+    let with = ["--bits", "3.5", "--stats", &stats, "-o", &plan];
+    marlin(&[&["quantize", "plan", original(), "--format", "mlx"][..], &with].concat()).ok();
+    marlin(&["quantize", "apply", &plan, original(), "--stats", &stats, "-o", &mixed]).ok();
+    marlin(&["verify", &mixed]).ok();
+    let text = std::fs::read_to_string(&plan).unwrap();
+    let (line, own): (String, &str) = text
+        .lines()
+        .find_map(|line| {
+            Some((line.to_owned(), line.strip_prefix("model.layers.2.mlp.experts.3 ")?.split(' ').next()?))
+        })
+        .unwrap();
+    let other = if own.ends_with('3') { "gate_proj=4" } else { "gate_proj=3" };
+    std::fs::write(&plan, text.replace(&line, &line.replace(own, other))).unwrap();
+    let refused = marlin(&["quantize", "apply", &plan, original(), "--stats", &stats, "-o", &out]).error(1);
+    assert!(refused.contains("will not be overwritten"), "{refused}");
+    let third = path(folder.path(), "third");
+    let refused = marlin(&["quantize", "apply", &plan, original(), "--stats", &stats, "-o", &third]).error(1);
+    assert!(refused.contains("keeps both in one stack, model.layers.2.mlp.switch_mlp.gate_proj"), "{refused}");
+}
+
+#[test]
 fn a_run_is_not_continued_with_other_settings() {
     let folder = tempfile::tempdir().unwrap();
     let (text, out) = (text(folder.path()), path(folder.path(), "out"));
@@ -141,12 +232,12 @@ fn statistics_on_disk_do_what_a_text_does() {
     let at = |name: &str| path(folder.path(), name);
     let (stats, a, b) = (at("stats"), at("a"), at("b"));
     let calibrate =
-        ["calibrate", "fable", "--text", &text, "--samples", "3", "--length", "64", "-o", &stats, "--threads", "1"];
+        ["calibrate", original(), "--text", &text, "--samples", "3", "--length", "64", "-o", &stats, "--threads", "1"];
     marlin(&calibrate).ok();
     let refused = marlin(&calibrate).error(1);
     assert!(refused.contains("--resume continues"), "{refused}");
     marlin(&quantise(&text, &a, &["--format", "int4"])).ok();
-    let from_stats = ["quantize", "fable", "--format", "int4", "--stats", &stats, "--shard-size", "2", "-o", &b];
+    let from_stats = ["quantize", original(), "--format", "int4", "--stats", &stats, "--shard-size", "2", "-o", &b];
     marlin(&from_stats).ok();
     same(Path::new(&a), Path::new(&b));
 
@@ -155,7 +246,7 @@ fn statistics_on_disk_do_what_a_text_does() {
     let kept = std::fs::read(&layer).unwrap();
     std::fs::remove_file(&layer).unwrap();
     let out = at("c");
-    let again = ["quantize", "fable", "--format", "int4", "--stats", &stats, "-o", &out];
+    let again = ["quantize", original(), "--format", "int4", "--stats", &stats, "-o", &out];
     let missing = marlin(&again).error(1);
     assert!(missing.contains("layer-00002.safetensors: is missing: the calibration was interrupted"), "{missing}");
     std::fs::copy(&head, &layer).unwrap();
@@ -178,23 +269,23 @@ fn bad_input_is_refused_and_leaves_nothing() {
     let folder = tempfile::tempdir().unwrap();
     let text = text(folder.path());
     let out = path(folder.path(), "out");
-    let short = ["quantize", "fable", "--format", "int4", "--text", &text, "--length", "4096", "-o", &out];
+    let short = ["quantize", original(), "--format", "int4", "--text", &text, "--length", "4096", "-o", &out];
     let error = marlin(&short).error(1);
     assert!(error.starts_with("the calibration text has ") && error.contains("a window 4096"), "{error}");
-    let error = marlin(&["quantize", "fable", "--format", "int4", "--rounding", "gptq", "-o", &out]).error(1);
+    let error = marlin(&["quantize", original(), "--format", "int4", "--rounding", "gptq", "-o", &out]).error(1);
     assert!(error.contains("--rounding gptq needs a text"), "{error}");
-    let error = marlin(&["quantize", "fable", "--format", "int4", "--group", "100", "-o", &out]).error(1);
+    let error = marlin(&["quantize", original(), "--format", "int4", "--group", "100", "-o", &out]).error(1);
     assert!(error.contains("groups of 100 do not divide"), "{error}");
-    let error = marlin(&["quantize", "fable", "--format", "gptq", "-o", &out]).error(1);
+    let error = marlin(&["quantize", original(), "--format", "gptq", "-o", &out]).error(1);
     assert!(error.contains("some module (--bits)"), "{error}");
     let bad = folder.path().join("bad.jsonl");
     std::fs::write(&bad, "{\"text\": \"fine\"}\n{\"txt\": 1}\n").unwrap();
     let error =
-        marlin(&["quantize", "fable", "--format", "int4", "--text", &bad.to_string_lossy(), "-o", &out]).error(1);
+        marlin(&["quantize", original(), "--format", "int4", "--text", &bad.to_string_lossy(), "-o", &out]).error(1);
     assert!(error.contains("bad.jsonl line 2: expected {\"text\""), "{error}");
     std::fs::create_dir(&out).unwrap();
     std::fs::write(Path::new(&out).join("mine.txt"), "keep").unwrap();
-    let error = marlin(&["quantize", "fable", "--format", "int4", "-o", &out]).error(1);
+    let error = marlin(&["quantize", original(), "--format", "int4", "-o", &out]).error(1);
     assert!(error.contains("is there already and will not be overwritten"), "{error}");
     assert_eq!(files(Path::new(&out)).len(), 1);
     assert!(!folder.path().join("out.unfinished").exists());
@@ -206,9 +297,10 @@ fn plans_are_made_edited_and_applied() {
     let text = text(folder.path());
     let at = |name: &str| path(folder.path(), name);
     let (stats, plan, chart) = (at("stats"), at("plan.txt"), at("chart.svg"));
-    marlin(&["calibrate", "fable", "--text", &text, "--samples", "3", "--length", "64", "-o", &stats]).ok();
+    marlin(&["calibrate", original(), "--text", &text, "--samples", "3", "--length", "64", "-o", &stats]).ok();
     let make = |bits: &str, output: &str, more: &[&str]| {
-        let mut args = vec!["quantize", "plan", "fable", "--format", "int4", "--rounding", "nearest", "--bits", bits];
+        let mut args =
+            vec!["quantize", "plan", original(), "--format", "int4", "--rounding", "nearest", "--bits", bits];
         args.extend(["--stats", &stats, "-o", output, "--probe-rows", "32", "--group", "64"]);
         args.extend(more);
         marlin(&args)
@@ -230,7 +322,7 @@ fn plans_are_made_edited_and_applied() {
     let less: String =
         written.lines().filter(|l| !l.contains("layers.1.self_attn.o_proj")).map(|l| format!("{l}\n")).collect();
     std::fs::write(at("less.txt"), less).unwrap();
-    let refused = marlin(&["quantize", "apply", &at("less.txt"), "fable", "-o", &at("x")]).error(1);
+    let refused = marlin(&["quantize", "apply", &at("less.txt"), original(), "-o", &at("x")]).error(1);
     assert!(refused.contains("model.layers.1.self_attn.o_proj has no bits; add a line"), "{refused}");
 
     // Two lines by hand: one module with more bits, one left as it is.
@@ -245,7 +337,7 @@ fn plans_are_made_edited_and_applied() {
     assert_eq!(edited.matches("# more").count(), 1);
     std::fs::write(&plan, &edited).unwrap();
     let out = at("out");
-    let report = marlin(&["quantize", "apply", &plan, "fable", "-o", &out, "--json"]).json();
+    let report = marlin(&["quantize", "apply", &plan, original(), "-o", &out, "--json"]).json();
     let modules = report["modules"].as_array().unwrap();
     let bits = |module: &str| {
         let found = modules.iter().find(|m| m["module"] == format!("model.layers.0.{module}"));
@@ -258,8 +350,69 @@ fn plans_are_made_edited_and_applied() {
     marlin(&["verify", &out]).ok();
 
     std::fs::write(&plan, edited.replace("layers.0.self_attn.q_a_proj", "layers.9.self_attn.q_a_proj")).unwrap();
-    let refused = marlin(&["quantize", "apply", &plan, "fable", "-o", &at("x")]).error(1);
+    let refused = marlin(&["quantize", "apply", &plan, original(), "-o", &at("x")]).error(1);
     assert!(refused.contains("model.layers.9.self_attn.q_a_proj is to have 8 bits"), "{refused}");
+}
+
+/// The number behind `what`.
+fn number(said: &str, what: &str) -> f64 {
+    let rest = said.split(what).nth(1).unwrap_or_else(|| panic!("{what}: {said}"));
+    rest.trim_start().split([' ', ',', ')', '\n']).next().unwrap().parse().unwrap()
+}
+
+#[test]
+fn plans_are_measured_and_checked() {
+    let folder = tempfile::tempdir().unwrap();
+    let text = text(folder.path());
+    let at = |name: &str| path(folder.path(), name);
+    let stats = at("stats");
+    marlin(&["calibrate", original(), "--text", &text, "--samples", "3", "--length", "64", "-o", &stats]).ok();
+    let make = |output: &str, more: &[&str]| {
+        let mut args = vec!["quantize", "plan", original(), "--format", "gptq", "--bits", "3,ffn=8"];
+        args.extend(["--max-bits", "4", "--stats", &stats, "-o", output, "--probe-rows", "16"]);
+        args.extend(["--measure-samples", "2", "--measure-length", "48"]);
+        args.extend(more);
+        marlin(&args)
+    };
+    let (kept, with) = (at("damages.json"), ["--measure", &text]);
+    make(&at("first.txt"), &[&with[..], &["--damages", &kept]].concat()).ok();
+    make(&at("second.txt"), &[&with[..], &["--damages", &kept]].concat()).ok();
+    assert_eq!(std::fs::read(at("first.txt")).unwrap(), std::fs::read(at("second.txt")).unwrap());
+    let refused = make(&at("no.txt"), &["--damages", &kept]).error(1);
+    assert!(refused.contains("these damages were found otherwise (measured)"), "{refused}");
+    let made = make(&at("plan.txt"), &["--measure", &text, "--refine", "3", "--check-order", &text]);
+    assert_eq!(made.stderr.matches(", predicted ").count(), 3, "{}", made.stderr);
+    let said = made.ok();
+    let rho = number(&said, "measured divergence:");
+    assert!(rho > number(&said, "without --measure:"), "{said}");
+    let mixed = std::fs::read_to_string(at("plan.txt")).unwrap();
+    assert!(mixed.lines().any(|line| line.ends_with("_proj 4")) && mixed.lines().any(|line| line.ends_with("_proj 2")));
+
+    // Three bits for all, and no more.
+    make(&at("uniform.txt"), &["--uniform"]).ok();
+    let uniform = std::fs::read_to_string(at("uniform.txt")).unwrap();
+    let attention: Vec<&str> = uniform.lines().filter(|line| line.contains("self_attn.")).collect();
+    assert!(attention.len() == 24 && attention.iter().all(|line| line.ends_with(" 3")), "{uniform}");
+    assert_eq!(uniform.matches("gate_proj=8 up_proj=8 down_proj=8").count(), 80);
+    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 7);
+    let refused = make(&at("no.txt"), &["--refine", "3"]);
+    assert!(refused.stderr.contains("--measure <FILE>"), "{}", refused.stderr);
+    refused.error(2);
+}
+
+/// Measured on one text, errors of single modules have the predicted order on another.
+#[test]
+fn measured_damages_have_the_right_order() {
+    let files = ["models/fable-qwen3", "text/fable-calibration.txt", "text/fable-heldout.txt"].map(shared);
+    let [Some(model), Some(text), Some(other)] = &files else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let [stats, plan] = ["stats", "plan.txt"].map(|name| path(folder.path(), name));
+    marlin(&["calibrate", model, "--text", text, "--samples", "16", "--length", "512", "-o", &stats]).ok();
+    let mut args = vec!["quantize", "plan", model, "--format", "int4", "--bits", "3", "--max-bits", "4", "-o", &plan];
+    args.extend(["--stats", &stats, "--measure", text, "--check-order", other, "--measure-samples", "4"]);
+    args.extend(["--measure-length", "256"]);
+    let said = marlin(&args).ok();
+    assert!(number(&said, "measured divergence:") >= 0.8, "{said}");
 }
 
 #[test]
@@ -268,9 +421,9 @@ fn plans_keep_bits_by_role_and_settings() {
     let text = text(folder.path());
     let at = |name: &str| path(folder.path(), name);
     let (stats, plan, chart, out) = (at("stats"), at("plan.txt"), at("chart.svg"), at("out"));
-    marlin(&["calibrate", "fable", "--text", &text, "--samples", "3", "--length", "64", "-o", &stats]).ok();
+    marlin(&["calibrate", original(), "--text", &text, "--samples", "3", "--length", "64", "-o", &stats]).ok();
     let common = ["--format", "gptq", "--group", "64", "--order", "dynamic", "--damping", "0.05", "--stats", &stats];
-    let mut args = vec!["quantize", "plan", "fable", "--bits", "3.5,attn=8", "--head-bits", "3", "-o", &plan];
+    let mut args = vec!["quantize", "plan", original(), "--bits", "3.5,attn=8", "--head-bits", "3", "-o", &plan];
     args.extend(common.iter().chain(&["--probe-rows", "32", "--pareto", &chart]));
     marlin(&args).ok();
     assert!(std::fs::read_to_string(&chart).unwrap().starts_with("<svg"));
@@ -278,7 +431,7 @@ fn plans_keep_bits_by_role_and_settings() {
     let lines: Vec<&str> = written.lines().collect();
     let own = ["lm_head 3", "model.layers.1.self_attn.q_a_proj 8", "set order dynamic", "set damping 0.05"];
     assert!(own.iter().all(|line| lines.contains(line)), "{written}");
-    let apply = ["quantize", "apply", &plan, "fable", "--stats", &stats, "-o", &out, "--json"];
+    let apply = ["quantize", "apply", &plan, original(), "--stats", &stats, "-o", &out, "--json"];
     let report = marlin(&apply).json();
     let modules = report["modules"].as_array().unwrap();
     let method = |module: &str| {
@@ -377,7 +530,7 @@ fn stacks_of_experts_are_taken_apart() {
     let folder = tempfile::tempdir().unwrap();
     let (plain, out) = (path(folder.path(), "plain"), path(folder.path(), "out"));
     let model = stacked(folder.path()).to_string_lossy().into_owned();
-    for (model, out) in [("fable", &plain), (&model, &out)] {
+    for (model, out) in [(original(), &plain), (&model, &out)] {
         marlin(&["quantize", model, "--format", "gptq", "--bits", "ffn_gate=4", "--group", "64", "-o", out]).ok();
     }
     let (a, b) = (Store::open(Path::new(&plain)).unwrap(), Store::open(Path::new(&out)).unwrap());
@@ -428,7 +581,7 @@ fn weights_that_are_no_numbers_are_refused() {
 fn verify_finds_what_was_altered() {
     let folder = tempfile::tempdir().unwrap();
     let out = path(folder.path(), "out");
-    marlin(&["quantize", "fable", "--format", "int8", "-o", &out]).ok();
+    marlin(&["quantize", original(), "--format", "int8", "-o", &out]).ok();
     let at = |name: &str| Path::new(&out).join(name);
     let good = marlin(&["verify", &out, "--json"]).json();
     assert_eq!((good["wrong"].as_array().unwrap().len(), good["difference"].as_f64()), (0, Some(0.0)));
@@ -450,7 +603,7 @@ fn verify_finds_what_was_altered() {
     error("config.json");
     // Files that are right, but give other logits than were written down.
     let other = path(folder.path(), "other");
-    marlin(&["quantize", "fable", "--format", "int4", "-o", &other]).ok();
+    marlin(&["quantize", original(), "--format", "int4", "-o", &other]).ok();
     let fingerprint = |folder: &str| {
         let text = std::fs::read_to_string(Path::new(folder).join("fingerprint.json")).unwrap();
         serde_json::from_str::<serde_json::Value>(&text).unwrap()
@@ -475,7 +628,7 @@ fn verify_finds_what_was_altered() {
 fn a_write_that_fails_is_told_and_can_be_continued() {
     let folder = tempfile::tempdir().unwrap();
     let (whole, out) = (path(folder.path(), "whole"), path(folder.path(), "out"));
-    let args = |out: &str| ["quantize", "fable", "--format", "int8", "-o", out].map(str::to_owned);
+    let args = |out: &str| ["quantize", original(), "--format", "int8", "-o", out].map(str::to_owned);
     let strs = |args: &'_ [String]| args.iter().map(String::as_str).collect::<Vec<_>>().join(" ");
     marlin(&args(&whole).each_ref().map(|s| s.as_str())).ok();
     let mut shell = command(&[]);
@@ -504,17 +657,17 @@ fn a_page_compares_checkpoints_with_their_original() {
     let at = |name: &str| path(folder.path(), name);
     let (small, smaller, page, results) = (at("int8<b>"), at("int4"), at("page.html"), at("results.json"));
     for (format, out) in [("int8", &small), ("int4", &smaller)] {
-        marlin(&["quantize", "fable", "--format", format, "-o", out, "--threads", "2"]).ok();
+        marlin(&["quantize", original(), "--format", format, "-o", out, "--threads", "2"]).ok();
     }
     let few = ["--text", &text, "--tokens", "200", "--threads", "2"];
-    marlin(&[&["quantize", "report", "fable", &small, &smaller, "-o", &page], &few[..]].concat()).ok();
+    marlin(&[&["quantize", "report", original(), &small, &smaller, "-o", &page], &few[..]].concat()).ok();
     let html = std::fs::read_to_string(&page).unwrap();
     assert!(html.contains("int8&lt;b&gt;") && html.contains("</b> int4") && !html.contains("int8<b>"));
     assert!(!html.contains("http") && !html.contains(" src=") && !html.contains(" href="));
 
     let mut measured = String::new();
     for out in [&smaller, &small] {
-        let outcome = marlin(&[&["eval", "kld", "fable", out, "--json"], &few[..]].concat());
+        let outcome = marlin(&[&["eval", "kld", original(), out, "--json"], &few[..]].concat());
         let json = outcome.json();
         for value in [&json["mean"], &json["stderr"], &json["ppl_quantised"], &json["ppl_quantised_stderr"]] {
             assert!(html.contains(&exact(value)), "{value}");
@@ -532,7 +685,7 @@ fn a_page_compares_checkpoints_with_their_original() {
     // What was measured before makes the same page.
     std::fs::write(&results, &measured).unwrap();
     let again = at("again.html");
-    let from = ["quantize", "report", "fable", &small, &smaller, "--results", &results, "-o", &again];
+    let from = ["quantize", "report", original(), &small, &smaller, "--results", &results, "-o", &again];
     marlin(&from).ok();
     assert!(std::fs::read_to_string(&again).unwrap() == html);
 
@@ -543,6 +696,6 @@ fn a_page_compares_checkpoints_with_their_original() {
     let wrong = marlin(&from).error(1);
     assert!(wrong.contains("results.json: expected what eval kld --json writes"), "{wrong}");
     let nowhere = at("nowhere/page.html");
-    let refused = marlin(&[&["quantize", "report", "fable", &small, "-o", &nowhere], &few[..]].concat()).error(1);
+    let refused = marlin(&[&["quantize", "report", original(), &small, "-o", &nowhere], &few[..]].concat()).error(1);
     assert!(refused.contains("no file can be written there"), "{refused}");
 }

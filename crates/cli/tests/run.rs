@@ -19,7 +19,8 @@ fn greedy_text_and_ids_are_those_of_transformers() {
     for mode in [&["--exact"][..], &[]] {
         for name in ["tale", "chat"] {
             let prompt = reference["prompt_text"][name].as_str().unwrap();
-            let args = [&["run", prompt, "--greedy", "-n", "64", "--json"], mode].concat();
+            let model = fable();
+            let args = [&["run", "-m", &model, prompt, "--greedy", "-n", "64", "--json"], mode].concat();
             let found = marlin(&args).json();
             assert_eq!(found["token_ids"], reference["greedy"][name]["ids"], "{name} {mode:?}");
             assert_eq!(found["text"], reference["greedy"][name]["text"], "{name} {mode:?}");
@@ -29,7 +30,7 @@ fn greedy_text_and_ids_are_those_of_transformers() {
 
 #[test]
 fn text_streams_to_standard_output_and_numbers_to_standard_error() {
-    let found = marlin(&["run", &tale(), "-n", "64"]);
+    let found = marlin(&["run", "-m", &fable(), &tale(), "-n", "64"]);
     assert!(found.stderr.contains("prompt 23 tokens at "), "{}", found.stderr);
     for part in ["generated 64 tokens at ", "first token after ", "peak memory ", "loaded in "] {
         assert!(found.stderr.contains(part), "{part}: {}", found.stderr);
@@ -78,7 +79,8 @@ fn prompts_come_as_ids_text_or_standard_input() {
     for (args, input) in
         [(vec!["--prompt-ids", file.as_str()], String::new()), (vec!["-"], format!("{text}\n")), (vec![], text.clone())]
     {
-        let all = [&["run", "--json", "-n", "8", "--exact"], args.as_slice()].concat();
+        let model = fable();
+        let all = [&["run", "-m", &model, "--json", "-n", "8", "--exact"], args.as_slice()].concat();
         assert_eq!(marlin_with(&all, &input).json()["token_ids"].as_array().unwrap(), expected, "{args:?}");
     }
 }
@@ -88,6 +90,8 @@ fn chat_uses_the_template() {
     let reference = reference();
     let found = marlin(&[
         "run",
+        "-m",
+        &fable(),
         "Tell me a story. A fox met a crow by the river.",
         "--system",
         "You tell short tales.",
@@ -108,10 +112,11 @@ fn chat_uses_the_template() {
 #[test]
 fn answers_end_at_stop_strings_and_ids() {
     let text = reference()["greedy"]["tale"]["text"].as_str().unwrap().to_owned();
-    let found = marlin(&["run", &tale(), "--exact", "--json", "--stop", "little b", "--stop", "xyz"]).json();
+    let found =
+        marlin(&["run", "-m", &fable(), &tale(), "--exact", "--json", "--stop", "little b", "--stop", "xyz"]).json();
     assert_eq!(found["text"].as_str(), text.split("little b").next());
     assert_eq!((found["finish_reason"].as_str(), found["stopped_by"].as_str()), (Some("stop"), Some("little b")));
-    let found = marlin(&["run", &tale(), "--exact", "--json", "--stop-id", "1000"]).json();
+    let found = marlin(&["run", "-m", &fable(), &tale(), "--exact", "--json", "--stop-id", "1000"]).json();
     assert_eq!(ids_of(&found["token_ids"]), [258, 549, 1000]);
     assert_eq!(found["text"], " a very");
     // The built-in model's own end.

@@ -29,6 +29,11 @@ impl Bits {
         self.all
     }
 
+    /// The numbers of roles alone.
+    pub fn roles(&self) -> Self {
+        Self { all: None, roles: self.roles.clone() }
+    }
+
     /// Whether a role has a number of its own.
     pub fn has_own(&self, role: Role) -> bool {
         self.roles.contains_key(&role)

@@ -1,19 +1,22 @@
 //! What bits do to each module, by trying them.
 //!
 //! The damage of a module at some bits is the error of its outputs on the calibration text, tr(E H E^T) / tr(W H W^T), E
-//! being what quantising a sample of its rows really did. Outputs of routed and shared experts add up, so an expert's errors
-//! count by its part of their sum: an expert that is chosen often, or with large weights, counts more.
+//! being what quantising a sample of its rows really did (for a trellis, at the least and the most bits only: its error
+//! falls by nearly the same factor with each bit, and coding takes long). Outputs of routed and shared experts add up, so
+//! an expert's errors count by its part of their sum: an expert that is chosen often, or with large weights, counts more.
+//! What an error of the outputs does to predictions differs from module to module; [`Bench`](crate::Bench) measures it.
 
 use std::collections::BTreeMap;
 
-use marlin_checkpoint::Checkpoint;
-use marlin_models::Architecture;
+use marlin_checkpoint::{Checkpoint, Modules};
+use marlin_models::{Architecture, Inventory};
 
 use crate::apply::{Planned, energy, matrix};
 use crate::calibrate::{LayerStats, Progress, Watch};
+use crate::files::release_layer;
 use crate::planner::{Choice, Module};
-use crate::roles::Input;
-use crate::{Compute, Error, Matrix, Recipe, Result, Role, Stats};
+use crate::roles::{Input, layer_of};
+use crate::{Compute, Error, Hessian, Matrix, Recipe, Result, Role, Stats};
 
 /// What is tried.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -26,9 +29,12 @@ pub struct Probe {
     pub rows: usize,
 }
 
-/// Rows of a matrix, evenly spread.
+/// So many rows of codes of any bits are whole words, as some formats need.
+const WHOLE: usize = 32;
+
+/// Rows of a matrix, evenly spread; a few more than asked for if they are no multiple of [`WHOLE`].
 fn sample(weight: &Matrix, rows: usize) -> Result<Matrix> {
-    let all = weight.rows();
+    let (all, rows) = (weight.rows(), rows.next_multiple_of(WHOLE));
     if rows == 0 || rows >= all {
         return Ok(weight.clone());
     }
@@ -43,6 +49,60 @@ fn summed(module: &str) -> Option<String> {
     let name = mlp.rsplit('.').next()?;
     let one_of_many = matches!(Input::of(module), Input::Expert { .. }) || name.starts_with("shared_expert");
     one_of_many.then(|| format!("{mlp}.down_proj"))
+}
+
+/// What calibration knows of the inputs of a module that is to be quantised.
+pub(crate) fn seen(stats: &LayerStats, module: &str) -> Result<Hessian> {
+    let why = "calibration has not seen its inputs; calibrate again with more text";
+    stats.hessian(module)?.ok_or_else(|| Error::module(module, why))
+}
+
+/// How much each module of a layer counts for the layer's output among those whose outputs are added up.
+pub(crate) struct Parts(BTreeMap<String, f64>);
+
+impl Parts {
+    /// Of the modules called `names`, all of one layer.
+    pub(crate) fn of<'a>(
+        names: impl Iterator<Item = &'a str>,
+        modules: &dyn Modules,
+        inventory: &Inventory,
+        stats: &LayerStats,
+        compute: &dyn Compute,
+    ) -> Result<Self> {
+        let mut outputs: BTreeMap<String, f64> = BTreeMap::new();
+        for name in names.filter(|name| summed(name).as_deref() == Some(*name)) {
+            let weight = matrix(modules, inventory, name)?;
+            outputs.insert(name.to_owned(), energy(compute, weight.data(), &seen(stats, name)?)?);
+        }
+        let sum: f64 = outputs.values().sum();
+        outputs.values_mut().for_each(|e| *e = if sum > 0.0 { *e / sum } else { 0.0 });
+        Ok(Self(outputs))
+    }
+
+    /// That of a module.
+    fn get(&self, module: &str) -> f64 {
+        summed(module).and_then(|down| self.0.get(&down).copied()).unwrap_or(1.0)
+    }
+
+    /// The damage that is done to a module with the weights (or some rows) `weight` when they become `decoded`.
+    pub(crate) fn damage(
+        &self,
+        compute: &dyn Compute,
+        module: &str,
+        weight: &Matrix,
+        decoded: &Matrix,
+        hessian: &Hessian,
+    ) -> Result<f64> {
+        let size = energy(compute, weight.data(), hessian)?;
+        let error: Vec<f32> = weight.data().iter().zip(decoded.data()).map(|(w, d)| w - d).collect();
+        Ok(if size > 0.0 { self.get(module) * energy(compute, &error, hessian)? / size } else { 0.0 })
+    }
+}
+
+/// The damage at `bits` of what falls by the same factor with each bit between two ends.
+fn between([(low, at_low), (high, at_high)]: [(u32, f64); 2], bits: u32) -> f64 {
+    let part = f64::from(bits - low) / f64::from((high - low).max(1));
+    if bits == high { at_high } else { at_low.powf(1.0 - part) * at_high.powf(part) }
 }
 
 /// The modules of `checkpoint` with what they take and the damage that is done at each of the bits that are tried. The
@@ -87,8 +147,7 @@ pub fn probe(
     }
     let mut by_layer: BTreeMap<Option<usize>, Vec<String>> = BTreeMap::new();
     for name in methods.keys() {
-        let layer = name.strip_prefix("model.layers.").and_then(|rest| rest.split('.').next()?.parse().ok());
-        by_layer.entry(layer).or_default().push(name.clone());
+        by_layer.entry(layer_of(name)).or_default().push(name.clone());
     }
     let total = by_layer.values().map(|names| names.len() as u64).sum();
     let mut out: Vec<Module> = Vec::new();
@@ -105,36 +164,35 @@ pub fn probe(
             }
             continue;
         };
-        let seen = stats.layer(layer)?;
-        let hessian = |stats: &LayerStats, name: &str| {
-            let why = "calibration has not seen its inputs; calibrate again with more text";
-            stats.hessian(name)?.ok_or_else(|| Error::module(name, why))
-        };
-        let mut outputs: BTreeMap<String, f64> = BTreeMap::new();
-        for name in names.iter().filter(|name| summed(name).as_ref() == Some(*name)) {
-            let weight = matrix(modules.as_ref(), &inventory, name)?;
-            outputs.insert(name.clone(), energy(compute, weight.data(), &hessian(&seen, name)?)?);
-        }
-        let sum: f64 = outputs.values().sum();
+        let known = stats.layer(layer)?;
+        let parts = Parts::of(names.iter().map(String::as_str), modules.as_ref(), &inventory, &known, compute)?;
         for name in names {
             if !watch(&Progress { what: format!("trying {name}"), done: out.len() as u64, total }) {
                 return Err(Error::Stopped);
             }
-            let hessian = hessian(&seen, &name)?;
+            let hessian = seen(&known, &name)?;
             let rows = sample(&matrix(modules.as_ref(), &inventory, &name)?, probe.rows)?;
-            let size = energy(compute, rows.data(), &hessian)?;
-            let part = summed(&name)
-                .and_then(|down| outputs.get(&down))
-                .map_or(1.0, |e| if sum > 0.0 { e / sum } else { 0.0 });
-            let mut choices = Vec::new();
-            for (bits, planned) in methods.get(&name).into_iter().flatten() {
+            let ways = methods.get(&name).map_or(&[][..], Vec::as_slice);
+            let damage = |(_, planned): &(u32, Planned)| {
                 let decoded = planned.method.quantise(compute, &name, &rows, Some(&hessian))?.decoded;
-                let error: Vec<f32> = rows.data().iter().zip(decoded.data()).map(|(w, d)| w - d).collect();
-                let damage = if size > 0.0 { part * energy(compute, &error, &hessian)? / size } else { 0.0 };
-                choices.push(Choice { bits: *bits, stored: stored(planned, &name), damage });
-            }
+                parts.damage(compute, &name, &rows, &decoded, &hessian)
+            };
+            let damages: Vec<f64> = match ways {
+                [first, .., last] if recipe.target.is_even() => {
+                    let ends = [(first.0, damage(first)?), (last.0, damage(last)?)];
+                    ways.iter().map(|(bits, _)| between(ends, *bits)).collect()
+                }
+                _ => ways.iter().map(damage).collect::<Result<_>>()?,
+            };
+            let choices = ways.iter().zip(damages).map(|((bits, planned), damage)| Choice {
+                bits: *bits,
+                stored: stored(planned, &name),
+                damage,
+            });
+            let choices = choices.collect();
             out.push(Module { weights: weights(&name), name, choices });
         }
+        release_layer(checkpoint.store.as_ref(), layer)?;
     }
     Ok(out)
 }
@@ -145,10 +203,24 @@ mod tests {
 
     #[test]
     fn rows_are_spread_evenly() {
-        let weight = Matrix::new(6, 1, (0..6).map(|v| v as f32).collect()).unwrap();
-        assert_eq!(sample(&weight, 3).unwrap().data(), [0.0, 2.0, 4.0]);
+        let weight = Matrix::new(192, 1, (0..192).map(|v| v as f32).collect()).unwrap();
+        let every = |n: usize| (0..192).step_by(n).map(|v| v as f32).collect::<Vec<_>>();
+        assert_eq!(sample(&weight, 64).unwrap().data(), every(3));
+        assert_eq!(sample(&weight, 1).unwrap().data(), every(6));
+        assert_eq!(sample(&weight, 65).unwrap().data(), every(2));
         assert_eq!(sample(&weight, 0).unwrap(), weight);
-        assert_eq!(sample(&weight, 9).unwrap(), weight);
+        assert_eq!(sample(&weight, 161).unwrap(), weight);
+    }
+
+    /// Errors of the trellis coder for Gaussian weights at 2 to 6 bits (the ends are .068 and .0003).
+    #[test]
+    fn a_trellis_between_its_ends() {
+        for (bits, error) in [(2, 0.068), (3, 0.0174), (4, 0.0045), (5, 0.00115), (6, 0.0003)] {
+            let found = between([(2, 0.068), (6, 0.0003)], bits);
+            assert!((found / error - 1.0).abs() < 0.02, "{bits}: {found}");
+        }
+        assert_eq!(between([(3, 0.5), (3, 0.5)], 3), 0.5);
+        assert_eq!(between([(3, 0.5), (5, 0.0)], 4), 0.0);
     }
 
     #[test]

@@ -3,14 +3,14 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use marlin_backend::{Backend, SequenceStep, Step, Token};
+use marlin_backend::{Backend, LatentForm, Pass, SequenceStep, Step, Token};
 use marlin_checkpoint::{Checkpoint, Error as Bad};
 use marlin_cpu::{CpuBackend, CpuOptions};
 use marlin_models::{LoadOptions, Model, Residency};
 use serde::{Deserialize, Serialize};
 
-use crate::Result;
 use crate::files::{hash_file, read_json, write_json};
+use crate::{Error, Result};
 
 /// The file.
 const NAME: &str = "fingerprint.json";
@@ -61,8 +61,9 @@ fn prompt(vocab: usize) -> Vec<u32> {
     (0..PROMPT).map(|i| (i * i * 7919 + i * 104_729 + 11) % vocab.max(1)).map(|id| id as u32).collect()
 }
 
-/// Logits `[prompt, vocab]`, one layer in memory at a time.
-fn logits(folder: &Path, prompt: &[u32], threads: usize) -> Result<(Vec<f32>, usize)> {
+/// Logits `[prompt, vocab]`, one layer in memory at a time. `go_on` is asked before each layer, and may stop by answering
+/// false.
+fn logits(folder: &Path, prompt: &[u32], threads: usize, go_on: &mut dyn FnMut() -> bool) -> Result<(Vec<f32>, usize)> {
     const BLOCK: usize = 16;
     let b = CpuBackend::new(CpuOptions { threads, exact: true, ..CpuOptions::default() });
     let checkpoint = Checkpoint::open(folder)?;
@@ -80,7 +81,15 @@ fn logits(folder: &Path, prompt: &[u32], threads: usize) -> Result<(Vec<f32>, us
         outputs: (0..prompt.len() as u32).collect(),
     };
     let batch = b.begin(&step, &kv, None)?;
-    let logits = model.forward(&b, &batch, &kv, None)?;
+    let pass = |layer| Pass { batch: &batch, kv: &kv, layer, latent_form: LatentForm::Auto, observer: None };
+    let mut h = model.embed(&b, &batch)?;
+    for layer in 0..model.info().layers {
+        if !go_on() {
+            return Err(Error::Stopped);
+        }
+        h = model.layer(&b, h, &pass(layer))?;
+    }
+    let logits = model.head(&b, &h, &pass(model.info().layers))?;
     b.submit()?;
     Ok((b.read(&logits)?, vocab))
 }
@@ -95,7 +104,7 @@ impl Fingerprint {
     pub fn make(folder: &Path, threads: usize) -> Result<Self> {
         let vocab = marlin_models::Architecture::parse(&Checkpoint::open(folder)?.config)?.info().vocab;
         let prompt = prompt(vocab);
-        let (values, vocab) = logits(folder, &prompt, threads)?;
+        let (values, vocab) = logits(folder, &prompt, threads, &mut || true)?;
         if let Some(at) = values.iter().position(|v| !v.is_finite()) {
             let why = format!("logit {} after token {} is {}; a weight is damaged", at % vocab, at / vocab, values[at]);
             return Err(Bad::invalid(folder.display(), why).into());
@@ -140,7 +149,7 @@ impl Fingerprint {
     }
 
     /// Compares the checkpoint in `folder` with this: files first and, if they are right, the logits. `read` hears of the
-    /// bytes that were read and of all, and may stop by answering false.
+    /// bytes that were read and of all, also while logits are computed, and may stop by answering false.
     pub fn verify(&self, folder: &Path, threads: usize, read: &mut dyn FnMut(u64, u64) -> bool) -> Result<Verdict> {
         let total = self.files.values().map(|f| f.bytes).sum();
         let (mut done, mut wrong) = (0, Vec::new());
@@ -175,7 +184,7 @@ impl Fingerprint {
             wrong.push(format!("{NAME}: expected logits after each of {tokens} tokens, found {rows} rows of them"));
         }
         if wrong.is_empty() {
-            let (found, vocab) = logits(folder, &self.prompt, threads)?;
+            let (found, vocab) = logits(folder, &self.prompt, threads, &mut || read(done, total))?;
             let mut worst = 0.0_f32;
             for (position, (row, top)) in found.chunks_exact(vocab).zip(&self.logits).enumerate() {
                 for (id, expected) in top {

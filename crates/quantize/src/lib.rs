@@ -5,6 +5,7 @@
 //! * [`grouped`]: integers and FP4, rounded to nearest or by GPTQ, in the formats of several tools.
 //! * [`linalg`]: factors and inverses of Hessians.
 //! * [`planner`]: which module gets how many bits.
+//! * [`Bench`]: what single changes do to predictions, measured, so that damages of a plan are what they mean.
 //! * [`Exl3`]: the trellis quantiser.
 //! * [`Compute`]: the heavy inner loops, for a device to take over.
 //! * [`calibrate`](fn@calibrate): Hessians of every linear on a text, layer by layer ([`Stats`]).
@@ -26,9 +27,11 @@ mod hessian;
 mod identity;
 pub mod linalg;
 mod matrix;
+mod measure;
 mod method;
 pub mod planner;
 mod recipe;
+mod refine;
 pub mod report;
 mod roles;
 mod trellis;
@@ -48,7 +51,9 @@ pub use fingerprint::{FileHash, Fingerprint, Verdict};
 pub use hessian::Hessian;
 pub use identity::identity;
 pub use matrix::Matrix;
+pub use measure::{Bench, Effect, Trial};
 pub use method::{Method, Quantised, Written};
 pub use recipe::{Choice, Recipe, Target};
+pub use refine::spearman;
 pub use roles::Role;
 pub use trellis::Exl3;

@@ -1,6 +1,6 @@
 //! From a format and bits to a method for each module.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 
 use marlin_checkpoint::weight::Codebook;
@@ -10,6 +10,7 @@ use serde_json::{Map, Value, json};
 
 use crate::apply::{Additions, Entry, Planned};
 use crate::grouped::{self, Factor, Format, Grouped, Rounder, Rounding};
+use crate::roles::Input;
 use crate::{Bits, Dense, Error, Exl3, Method, Result, Role};
 
 /// What checkpoints are quantised to.
@@ -77,6 +78,16 @@ impl Target {
         }
     }
 
+    /// Whether errors fall by the same factor with each bit.
+    pub(crate) fn is_even(self) -> bool {
+        self == Self::Exl3
+    }
+
+    /// Whether experts of a layer are stored as one stack for each projection, all with the same bits.
+    pub fn stacks(self) -> bool {
+        self == Self::Mlx
+    }
+
     /// Whether an output projection that is the embedding may be quantised apart.
     fn unties(self) -> bool {
         self == Self::Exl3
@@ -111,6 +122,17 @@ enum Chosen {
     Grouped(Grouped, [usize; 2]),
 }
 
+impl Chosen {
+    /// Bits of a code.
+    fn bits(&self) -> u32 {
+        match self {
+            Self::Dense => 16,
+            Self::Exl3(bits, _) => *bits,
+            Self::Grouped(method, _) => method.format.bits(),
+        }
+    }
+}
+
 /// Methods for the modules of one checkpoint.
 pub struct Choice {
     recipe: Recipe,
@@ -131,10 +153,31 @@ impl Recipe {
                 chosen.insert(module.to_owned(), method);
             }
         }
+        self.check_stacks(&chosen)?;
         match chosen.is_empty() {
             true => Err(Error::setting("bits", "bits for some module (--bits)", "none")),
             false => Ok(Choice { recipe: self.clone(), inventory, chosen }),
         }
+    }
+
+    /// Refuses different bits in a stack of experts.
+    fn check_stacks(&self, chosen: &BTreeMap<String, Chosen>) -> Result<()> {
+        let mut known: BTreeMap<String, (&str, u32)> = BTreeMap::new();
+        for (module, method) in chosen.iter().filter(|_| self.target.stacks()) {
+            let Some(stack) = Input::of(module).stack(module) else { continue };
+            let own = method.bits();
+            match known.get(&stack) {
+                Some((first, bits)) if *bits != own => {
+                    let why = format!(
+                        "is to have {own} bits and {first} {bits}, but {} keeps both in one stack, {stack}",
+                        self.target.name()
+                    );
+                    return Err(Error::module(module, why));
+                }
+                _ => _ = known.insert(stack, (module, own)),
+            }
+        }
+        Ok(())
     }
 
     /// Every module of `checkpoint` that could be quantised, in the order of the architecture.
@@ -226,12 +269,12 @@ impl Choice {
 
     /// Bits of each quantised module's codes.
     pub fn bits(&self) -> BTreeMap<&str, u32> {
-        let bits = |chosen: &Chosen| match chosen {
-            Chosen::Dense => 16,
-            Chosen::Exl3(bits, _) => *bits,
-            Chosen::Grouped(method, _) => method.format.bits(),
-        };
-        self.chosen.iter().map(|(module, chosen)| (module.as_str(), bits(chosen))).collect()
+        self.chosen.iter().map(|(module, chosen)| (module.as_str(), chosen.bits())).collect()
+    }
+
+    /// Whether experts of a layer are to be stored as stacks.
+    pub fn stacks(&self) -> bool {
+        self.recipe.target.stacks()
     }
 
     /// What the format adds to the small files.
@@ -240,16 +283,20 @@ impl Choice {
             return Ok(self.exl3(entries));
         }
         let matrices = self.inventory.required().iter().filter(|t| t.shape.len() == 2);
-        let modules: Vec<(String, Option<Grouped>)> = matrices
+        let mut modules: Vec<(String, Option<Grouped>)> = matrices
             .map(|t| {
                 let module = t.name.strip_suffix(".weight").unwrap_or(&t.name);
                 let method = match self.chosen.get(module) {
                     Some(Chosen::Grouped(method, _)) => Some(*method),
                     _ => None,
                 };
-                (module.to_owned(), method)
+                let stack = Input::of(module).stack(module).filter(|_| self.stacks() && method.is_some());
+                (stack.unwrap_or_else(|| module.to_owned()), method)
             })
             .collect();
+        // A stack is named by each of its experts.
+        let mut seen = HashSet::new();
+        modules.retain(|(name, _)| seen.insert(name.clone()));
         if modules.iter().all(|(_, method)| method.is_none()) {
             return Ok(Additions::default());
         }
@@ -275,16 +322,17 @@ impl Choice {
         });
         let mut storage = Map::new();
         for entry in entries {
-            let module = match entry.report {
-                Some(_) => entry.module.as_str(),
-                None => entry.module.rsplit_once('.').map_or(entry.module.as_str(), |(module, _)| module),
+            let quantised = !entry.reports.is_empty();
+            let module = match quantised {
+                true => entry.module.as_str(),
+                false => entry.module.rsplit_once('.').map_or(entry.module.as_str(), |(module, _)| module),
             };
             let value = storage.entry(module).or_insert_with(|| json!({ "stored_tensors": {} }));
             for tensor in &entry.tensors {
                 value["stored_tensors"][&tensor.name] =
                     json!({ "shape": tensor.shape, "n_bytes": tensor.bytes(), "dtype": torch(tensor.dtype) });
             }
-            if let (Some(_), Some(bits)) = (&entry.report, bits.get(module)) {
+            if let (true, Some(bits)) = (quantised, bits.get(module)) {
                 value["quant_format"] = json!("exl3");
                 value["bits_per_weight"] = json!(bits);
                 value["mul1_multiplier"] = json!(MUL1);

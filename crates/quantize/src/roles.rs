@@ -52,6 +52,11 @@ impl Role {
     }
 }
 
+/// The number of the layer that `name`, a module's or tensor's, belongs to.
+pub(crate) fn layer_of(name: &str) -> Option<usize> {
+    name.strip_prefix("model.layers.")?.split('.').next()?.parse().ok()
+}
+
 /// Which input of its layer a linear has.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Input {
@@ -87,6 +92,13 @@ impl Input {
             "up_proj" => format!("{rest}.gate_proj"),
             _ => module.to_owned(),
         })
+    }
+
+    /// The stack that MLX keeps `module`, a routed expert's, in: `model.layers.3.mlp.switch_mlp.up_proj`.
+    pub(crate) fn stack(&self, module: &str) -> Option<String> {
+        let Self::Expert { experts, .. } = self else { return None };
+        let part = module.rsplit('.').next()?;
+        Some(format!("{}switch_mlp.{part}", experts.strip_suffix("experts")?))
     }
 
     /// The name its moments are kept under.
@@ -129,5 +141,9 @@ mod tests {
         assert_eq!(key("mlp.experts.11.up_proj"), "model.layers.3.mlp.experts.11.gate_proj");
         assert_eq!(key("mlp.experts.11.down_proj"), "model.layers.3.mlp.experts.11.down_proj");
         assert_eq!(Input::of("lm_head").key(), "lm_head");
+        let stack = |module: &str| Input::of(module).stack(module);
+        let expert = "model.layers.3.mlp.experts.11.up_proj";
+        assert_eq!(stack(expert).as_deref(), Some("model.layers.3.mlp.switch_mlp.up_proj"));
+        assert_eq!(stack("model.layers.3.mlp.shared_experts.up_proj"), None);
     }
 }

@@ -57,6 +57,11 @@ enum Inputs {
 }
 
 impl Windows {
+    /// So many of so many tokens.
+    pub fn of(samples: usize, length: usize) -> Self {
+        Self { samples, length, expert_inputs: Inputs::Own }
+    }
+
     /// What experts' inputs are.
     pub fn experts(&self) -> ExpertInputs {
         match self.expert_inputs {

@@ -71,12 +71,17 @@ pub fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../..")
 }
 
-/// The built-in model's folder.
+/// The folder of the original that the built-in model was made from.
 pub fn fable() -> String {
     root().join("models/fable-glm4-moe-lite").to_string_lossy().into_owned()
 }
 
-/// The built-in model's reference outputs, by transformers.
+/// The built-in model's folder.
+pub fn built_in() -> String {
+    root().join("models/fable").to_string_lossy().into_owned()
+}
+
+/// The original's reference outputs, by transformers.
 pub fn reference() -> Value {
     let path = root().join("models/fable-glm4-moe-lite/reference.json");
     serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap()

@@ -8,6 +8,7 @@ use marlin_checkpoint::{Bytes, Checkpoint, DType, LatentProjection, Linear, Modu
 use marlin_models::Inventory;
 
 use super::Planned;
+use crate::roles::{Input, layer_of};
 use crate::{Error, Matrix, Result, Role};
 
 /// One thing to write.
@@ -15,6 +16,13 @@ use crate::{Error, Matrix, Result, Role};
 pub(super) enum Item {
     /// A module that is quantised.
     Quantise(String),
+    /// The same projection of all experts of a layer, quantised and stored as one stack.
+    Stack {
+        /// Its name in the file.
+        name: String,
+        /// The modules, in the order of the experts.
+        modules: Vec<String>,
+    },
     /// A tensor that is copied as it lies in the file.
     Copy(String),
     /// A parameter that is decoded and stored as plain floats: it is packed, or called otherwise, in the original.
@@ -25,7 +33,7 @@ impl Item {
     /// What the journal calls it.
     pub(super) fn name(&self) -> &str {
         match self {
-            Self::Quantise(name) | Self::Copy(name) | Self::Decode(name) => name,
+            Self::Quantise(name) | Self::Stack { name, .. } | Self::Copy(name) | Self::Decode(name) => name,
         }
     }
 }
@@ -38,11 +46,6 @@ pub(super) struct Items<'a> {
     inventory: Inventory,
     pub(super) parts: Vec<Vec<Item>>,
     bytes: u64,
-}
-
-/// The number of the layer that `name` belongs to.
-fn layer_of(name: &str) -> Option<usize> {
-    name.strip_prefix("model.layers.")?.split('.').next()?.parse().ok()
 }
 
 /// The list of experts that `name` is of one of: what goes before `.experts.` and a number.
@@ -58,6 +61,7 @@ impl<'a> Items<'a> {
         inventory: Inventory,
         mtp: &[String],
         methods: &'a BTreeMap<String, Planned>,
+        stacked: bool,
     ) -> Result<Self> {
         let layers = inventory.required().iter().filter_map(|t| layer_of(&t.name)).max().map_or(0, |last| last + 1);
         let mut items = Self { checkpoint, methods, modules, inventory, parts: vec![Vec::new(); layers + 2], bytes: 0 };
@@ -76,8 +80,11 @@ impl<'a> Items<'a> {
             if let Some(planned) = methods.get(module) {
                 items.check_role(module)?;
                 items.bytes += (planned.bits * tensor.elements() as f64 / 8.0) as u64;
-                items.parts[part].push(Item::Quantise(module.to_owned()));
                 seen.insert(module.to_owned());
+                match Input::of(module).stack(module).filter(|_| stacked) {
+                    Some(stack) => items.stack(part, stack, module),
+                    None => items.parts[part].push(Item::Quantise(module.to_owned())),
+                }
                 continue;
             }
             for item in items.kept(&tensor)? {
@@ -90,6 +97,7 @@ impl<'a> Items<'a> {
             items.bytes += items.checkpoint.store.info(name)?.bytes() as u64;
             items.parts[layers + 1].push(Item::Copy(name.clone()));
         }
+        items.check_stacks()?;
         for module in methods.keys().filter(|module| !seen.contains(*module)) {
             // An output projection that the embedding stands for may be quantised apart.
             if items.inventory.features(module).is_none() || Role::of(module) != Some(Role::Head) {
@@ -103,6 +111,38 @@ impl<'a> Items<'a> {
     /// Bytes of the new checkpoint, about.
     pub(super) fn bytes(&self) -> u64 {
         self.bytes
+    }
+
+    /// Puts `module` into its stack in a part, which begins with its first module.
+    fn stack(&mut self, part: usize, stack: String, module: &str) {
+        let known = self.parts[part].iter_mut().find_map(|item| match item {
+            Item::Stack { name, modules } if *name == stack => Some(modules),
+            _ => None,
+        });
+        match known {
+            Some(modules) => modules.push(module.to_owned()),
+            None => self.parts[part].push(Item::Stack { name: stack, modules: vec![module.to_owned()] }),
+        }
+    }
+
+    /// Refuses a stack that some experts are left out of.
+    fn check_stacks(&self) -> Result<()> {
+        for item in self.parts.iter().flatten() {
+            let Item::Stack { name, modules } = item else { continue };
+            let of = |t: &&TensorInfo| {
+                let module = t.name.strip_suffix(".weight").unwrap_or(&t.name);
+                Input::of(module).stack(module).as_ref() == Some(name)
+            };
+            let experts = self.inventory.required().iter().filter(of).count();
+            if modules.len() != experts {
+                let why = format!(
+                    "is a stack of {experts} experts, of which {} are to be quantised: all or none can be",
+                    modules.len()
+                );
+                return Err(Error::module(name, why));
+            }
+        }
+        Ok(())
     }
 
     fn check_role(&self, module: &str) -> Result<()> {

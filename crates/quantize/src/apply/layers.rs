@@ -10,7 +10,9 @@ use super::overlay::Overlay;
 use super::shards::Shards;
 use super::{Apply, Calibration, ModuleReport};
 use crate::calibrate::{LayerStats, Progress, Runner, States, Watch};
-use crate::{Compute, Error, Hessian, Matrix, Result};
+use crate::files::release_layer;
+use crate::grouped::stack;
+use crate::{Compute, Error, Hessian, Quantised, Result, Written};
 
 /// Writes all items that are not written yet.
 pub(super) fn write<B: Backend>(
@@ -57,7 +59,9 @@ struct Walk<'a> {
 impl Walk<'_> {
     /// Whether a module of part `part` is still to be quantised.
     fn pending(&self, part: usize) -> bool {
-        self.items.parts[part].iter().any(|item| matches!(item, Item::Quantise(_)) && !self.shards.has(item.name()))
+        self.items.parts[part]
+            .iter()
+            .any(|item| matches!(item, Item::Quantise(_) | Item::Stack { .. }) && !self.shards.has(item.name()))
     }
 
     /// With statistics that are there, or none.
@@ -141,35 +145,71 @@ impl Walk<'_> {
         let items = self.items;
         let mut seen = Seen::of(stats);
         for item in &items.parts[part] {
-            let name = item.name();
-            if !watch(&Progress { what: name.to_owned(), done: self.done, total: self.total }) {
-                return Err(Error::Stopped);
-            }
-            match (item, self.shards.has(name)) {
-                (Item::Quantise(_), written) if !written || overlay.is_some() => {
-                    let decoded = self.quantise(name, &mut seen, !written)?;
-                    if let Some(overlay) = &mut overlay {
-                        overlay.replace(name, &decoded);
+            let (name, new) = (item.name(), !self.shards.has(item.name()));
+            let quantised = match item {
+                Item::Quantise(module) => std::slice::from_ref(module),
+                Item::Stack { modules, .. } => modules,
+                Item::Copy(_) | Item::Decode(_) => &[],
+            };
+            self.hear(quantised.first().map_or(name, String::as_str), watch)?;
+            match item {
+                Item::Quantise(_) | Item::Stack { .. } if new || overlay.is_some() => {
+                    let (mut stored, mut reports) = (Vec::new(), Vec::new());
+                    for (i, module) in quantised.iter().enumerate() {
+                        if i > 0 {
+                            self.hear(module, watch)?;
+                        }
+                        let (made, report) = self.quantise(module, &mut seen)?;
+                        if let Some(overlay) = &mut overlay {
+                            overlay.replace(module, &made.decoded);
+                        }
+                        stored.push(made.tensors);
+                        reports.push(report);
+                    }
+                    if new {
+                        let tensors = match item {
+                            Item::Stack { .. } => stack(&stored)?,
+                            _ => stored.pop().unwrap_or_default(),
+                        };
+                        self.write(name, &tensors, reports)?;
                     }
                 }
-                (_, true) | (Item::Quantise(_), _) => {}
-                (Item::Copy(_), false) => {
+                Item::Copy(_) if new => {
                     let (info, data) = items.copied(name)?;
-                    self.shards.push(name, &[(info, &data)], None)?;
+                    self.shards.push(name, &[(info, &data)], Vec::new())?;
                     data.release();
                 }
-                (Item::Decode(_), false) => {
+                Item::Decode(_) if new => {
                     let (info, data) = items.decoded(name)?;
-                    self.shards.push(name, &[(info, &data)], None)?;
+                    self.shards.push(name, &[(info, &data)], Vec::new())?;
                 }
+                _ => {}
             }
             self.done += 1;
         }
-        Ok(())
+        match part.checked_sub(1) {
+            Some(layer) => release_layer(self.apply.checkpoint.store.as_ref(), layer),
+            None => Ok(()),
+        }
     }
 
-    /// Quantises a module, writes it if it is `new`, and gives what a reader will decode.
-    fn quantise(&mut self, module: &str, seen: &mut Seen<'_>, new: bool) -> Result<Matrix> {
+    /// Tells of the item under way.
+    fn hear(&self, what: &str, watch: Watch<'_>) -> Result<()> {
+        match watch(&Progress { what: what.to_owned(), done: self.done, total: self.total }) {
+            true => Ok(()),
+            false => Err(Error::Stopped),
+        }
+    }
+
+    fn write(&mut self, name: &str, tensors: &[Written], reports: Vec<ModuleReport>) -> Result<()> {
+        let info =
+            |t: &Written| TensorInfo { name: format!("{name}.{}", t.suffix), dtype: t.dtype, shape: t.shape.clone() };
+        let tensors: Vec<(TensorInfo, &[u8])> = tensors.iter().map(|t| (info(t), t.data.as_slice())).collect();
+        self.shards.push(name, &tensors, reports)
+    }
+
+    /// Quantises a module.
+    fn quantise(&self, module: &str, seen: &mut Seen<'_>) -> Result<(Quantised, ModuleReport)> {
         let weight = self.items.matrix(module)?;
         let hessian = seen.hessian(module)?;
         if let Some(found) = hessian.map(|h| h.size()).filter(|size| *size != weight.cols()) {
@@ -178,20 +218,10 @@ impl Walk<'_> {
         }
         let method = self.apply.methods.get(module).map(|planned| planned.method.as_ref());
         let method = method.ok_or_else(|| Error::module(module, "has no method"))?;
-        let quantised = method.quantise(self.compute, module, &weight, hessian)?;
-        if new {
-            let (decoded, bits) = (&quantised.decoded, quantised.bits());
-            let report = ModuleReport::of(self.compute, module, method.name(), &weight, decoded, bits, hessian)?;
-            let info = |t: &crate::Written| TensorInfo {
-                name: format!("{module}.{}", t.suffix),
-                dtype: t.dtype,
-                shape: t.shape.clone(),
-            };
-            let tensors: Vec<(TensorInfo, &[u8])> =
-                quantised.tensors.iter().map(|t| (info(t), t.data.as_slice())).collect();
-            self.shards.push(module, &tensors, Some(report))?;
-        }
-        Ok(quantised.decoded)
+        let made = method.quantise(self.compute, module, &weight, hessian)?;
+        let (decoded, bits) = (&made.decoded, made.bits());
+        let report = ModuleReport::of(self.compute, module, method.name(), &weight, decoded, bits, hessian)?;
+        Ok((made, report))
     }
 }
 

@@ -11,7 +11,7 @@ mod shards;
 
 pub use report::{ModuleReport, Report};
 pub use shards::Entry;
-pub(crate) use {item::matrix, report::energy};
+pub(crate) use {item::matrix, overlay::Overlay, report::energy};
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -23,7 +23,7 @@ use marlin_models::Architecture;
 use serde_json::{Map, Value, json};
 
 use crate::calibrate::{ExpertInputs, Samples, Stats, Watch};
-use crate::files::{read_json, write, write_json};
+use crate::files::{Lock, lock, read_json, write, write_json};
 use crate::{Compute, Error, Fingerprint, Method, Result, identity};
 use item::Items;
 use shards::Shards;
@@ -73,6 +73,9 @@ pub struct Apply<'a> {
     pub checkpoint: &'a Checkpoint,
     /// How modules are quantised; all others are kept as they are.
     pub methods: &'a BTreeMap<String, Planned>,
+    /// Whether experts of a layer are stored as one stack for each projection (`switch_mlp.up_proj`), as MLX has them; then
+    /// all experts of a layer need methods of the same settings.
+    pub stacked: bool,
     /// Where Hessians come from.
     pub calibration: Calibration<'a>,
     /// The folder to be made.
@@ -148,31 +151,32 @@ impl Apply<'_> {
         let inventory = Architecture::parse(&self.checkpoint.config)?.inventory();
         let modules = self.checkpoint.modules()?;
         let found = inventory.check(modules.as_ref(), self.checkpoint.store.as_ref())?;
-        let items = Items::new(self.checkpoint, modules, inventory, &found.mtp, self.methods)?;
+        let items = Items::new(self.checkpoint, modules, inventory, &found.mtp, self.methods, self.stacked)?;
         if let Calibration::Stats(stats) = self.calibration {
             stats.check(self.checkpoint)?;
         }
-        let folder = self.begin(items.bytes())?;
+        let (folder, lock) = self.begin(items.bytes())?;
         let mut shards = Shards::resume(&folder, self.shard_bytes)?;
         layers::write(self, &items, backend, compute, &folder, &mut shards, watch)?;
-        self.finish(&folder, &mut shards)
+        self.finish(&folder, lock, &mut shards)
     }
 
-    /// The unfinished folder, made or found.
-    fn begin(&self, bytes: u64) -> Result<PathBuf> {
+    /// The unfinished folder, made or found, with its lock.
+    fn begin(&self, bytes: u64) -> Result<(PathBuf, Lock)> {
         check_output(self.output, self.resume)?;
         let folder = unfinished(self.output);
         let job = self.job()?;
         let path = folder.join(JOB);
+        std::fs::create_dir_all(&folder).map_err(|e| Bad::io(&folder, e))?;
+        let lock = lock(&folder)?;
         if path.exists() {
             let found: Value = read_json(&path)?;
             if found != job {
                 let why = "was begun with another model, text or settings: give the same, or delete the folder";
                 return Err(Bad::invalid(folder.display(), why).into());
             }
-            return Ok(folder);
+            return Ok((folder, lock));
         }
-        std::fs::create_dir_all(&folder).map_err(|e| Bad::io(&folder, e))?;
         let started = || -> Result<()> {
             // Besides the tensors the shard under way is there twice for a while, and hidden states between two layers.
             let states = match self.calibration {
@@ -185,11 +189,15 @@ impl Apply<'_> {
             check_space(&folder, bytes + bytes.min(self.shard_bytes) + states)?;
             write_json(&path, &job)
         };
-        started().inspect_err(|_| {
-            // Nothing was done in it.
-            let _ = std::fs::remove_dir(&folder);
-        })?;
-        Ok(folder)
+        match started() {
+            Ok(()) => Ok((folder, lock)),
+            Err(error) => {
+                // Nothing was done in it.
+                lock.release(&folder);
+                let _ = std::fs::remove_dir(&folder);
+                Err(error)
+            }
+        }
     }
 
     /// What must be the same when work is resumed.
@@ -218,11 +226,11 @@ impl Apply<'_> {
     }
 
     /// Adds the small files, and gives the whole its name.
-    fn finish(&self, folder: &Path, shards: &mut Shards) -> Result<Outcome> {
+    fn finish(&self, folder: &Path, lock: Lock, shards: &mut Shards) -> Result<Outcome> {
         let whole = folder.join(WHOLE);
         std::fs::create_dir_all(&whole).map_err(|e| Bad::io(&whole, e))?;
         let bytes = shards.finish(&whole)?;
-        let modules: Vec<ModuleReport> = shards.entries().iter().filter_map(|e| e.report.clone()).collect();
+        let modules: Vec<ModuleReport> = shards.entries().iter().flat_map(|e| e.reports.iter().cloned()).collect();
         let weights = modules.iter().map(|m| (m.shape[0] * m.shape[1]) as u64).sum::<u64>();
         let bits: f64 = modules.iter().map(|m| m.bits * (m.shape[0] * m.shape[1]) as f64).sum();
         let (model, how) = (self.checkpoint.name.clone(), self.how.clone());
@@ -253,6 +261,7 @@ impl Apply<'_> {
             std::fs::remove_dir(self.output).map_err(|e| Bad::io(self.output, e))?;
         }
         std::fs::rename(&whole, self.output).map_err(|e| Bad::io(self.output, e))?;
+        drop(lock);
         std::fs::remove_dir_all(folder).map_err(|e| Bad::io(folder, e))?;
         Ok(Outcome { report })
     }

@@ -12,18 +12,18 @@ use crate::Matrix;
 use crate::files::bytes_of;
 
 /// Modules, some of them replaced by matrices.
-pub(super) struct Overlay {
+pub(crate) struct Overlay {
     below: Arc<dyn Modules>,
     replaced: BTreeMap<String, (TensorInfo, Bytes)>,
 }
 
 impl Overlay {
-    pub(super) fn new(below: Arc<dyn Modules>) -> Self {
+    pub(crate) fn new(below: Arc<dyn Modules>) -> Self {
         Self { below, replaced: BTreeMap::new() }
     }
 
     /// Puts `weight` `[out, in]` in the place of `module`'s.
-    pub(super) fn replace(&mut self, module: &str, weight: &Matrix) {
+    pub(crate) fn replace(&mut self, module: &str, weight: &Matrix) {
         let shape = vec![weight.rows(), weight.cols()];
         let info = TensorInfo { name: format!("{module}.weight"), dtype: DType::F32, shape };
         self.replaced.insert(module.to_owned(), (info, bytes_of(weight.data()).into()));

@@ -37,7 +37,7 @@ impl Placed {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 enum Line {
     /// A module's tensors are in the shard under way.
-    Module { module: String, tensors: Vec<Placed>, report: Option<ModuleReport> },
+    Module { module: String, tensors: Vec<Placed>, reports: Vec<ModuleReport> },
     /// The shard under way is a file now.
     Shard(usize),
 }
@@ -45,12 +45,12 @@ enum Line {
 /// What was written of a module.
 #[derive(Clone, Debug)]
 pub struct Entry {
-    /// The module, or the tensor that was copied.
+    /// The module, the stack of modules, or the tensor that was copied.
     pub module: String,
     /// Its tensors.
     pub tensors: Vec<TensorInfo>,
-    /// How it was quantised, if it was.
-    pub report: Option<ModuleReport>,
+    /// How the modules were quantised, if it is of such.
+    pub reports: Vec<ModuleReport>,
     /// Its shard, from 0.
     pub shard: usize,
 }
@@ -103,9 +103,9 @@ impl Shards {
             // The last line may be torn.
             let Some(Ok(line)) = line.strip_suffix(b"\n").map(serde_json::from_slice::<Line>) else { break };
             match line {
-                Line::Module { module, tensors, report } => {
+                Line::Module { module, tensors, reports } => {
                     let tensors = tensors.iter().map(Placed::info).collect::<Result<_>>()?;
-                    entries.push(Entry { module, tensors, report, shard });
+                    entries.push(Entry { module, tensors, reports, shard });
                 }
                 Line::Shard(written) => shard = written + 1,
             }
@@ -145,7 +145,7 @@ impl Shards {
         &mut self,
         module: &str,
         tensors: &[(TensorInfo, &[u8])],
-        report: Option<ModuleReport>,
+        reports: Vec<ModuleReport>,
     ) -> Result<()> {
         let bytes: u64 = tensors.iter().map(|(_, data)| data.len() as u64).sum();
         for (info, data) in tensors {
@@ -176,13 +176,13 @@ impl Shards {
         let line = Line::Module {
             module: module.to_owned(),
             tensors: tensors.iter().map(|(info, _)| placed(info)).collect(),
-            report: report.clone(),
+            reports: reports.clone(),
         };
         self.note(&line)?;
         self.length += bytes;
         self.done.insert(module.to_owned());
         let tensors = tensors.iter().map(|(info, _)| info.clone()).collect();
-        self.entries.push(Entry { module: module.to_owned(), tensors, report, shard: self.shard });
+        self.entries.push(Entry { module: module.to_owned(), tensors, reports, shard: self.shard });
         Ok(())
     }
 

@@ -14,12 +14,13 @@ pub use samples::{Samples, Sampling};
 pub(crate) use states::States;
 pub use stats::{About, Stats, calibrate};
 
-use marlin_backend::{Backend, KvSpec, LatentForm, Pass, SequenceStep, Step, Token};
+use marlin_backend::{Backend, KvSpec, LatentForm, Observer, Pass, SequenceStep, Step, Token};
 use marlin_checkpoint::{Checkpoint, Modules};
-use marlin_models::{LoadOptions, Model, Residency};
+use marlin_models::{Layer, LoadOptions, Model, ModelInfo, Residency};
 use std::path::Path;
 use std::sync::Arc;
 
+use crate::files::release_layer;
 use crate::{Compute, Error, Result};
 use collector::Collector;
 
@@ -55,6 +56,7 @@ pub(crate) struct Runner<'a, B: Backend> {
     backend: &'a B,
     compute: &'a dyn Compute,
     model: Model<B>,
+    checkpoint: &'a Checkpoint,
     modules: Arc<dyn Modules>,
     windows: &'a [Vec<u32>],
     kv: B::Kv,
@@ -66,7 +68,7 @@ impl<'a, B: Backend> Runner<'a, B> {
     pub(crate) fn new(
         backend: &'a B,
         compute: &'a dyn Compute,
-        checkpoint: &Checkpoint,
+        checkpoint: &'a Checkpoint,
         windows: &'a [Vec<u32>],
         experts: ExpertInputs,
     ) -> Result<Self> {
@@ -83,7 +85,7 @@ impl<'a, B: Backend> Runner<'a, B> {
         // Layers take turns, so one layer's memory does for all.
         let spec = KvSpec { layers: 1, ..model.kv_spec(BLOCK, length.div_ceil(BLOCK)) };
         let kv = backend.kv(spec)?;
-        Ok(Self { backend, compute, model, modules: checkpoint.modules()?, windows, kv, experts })
+        Ok(Self { backend, compute, model, checkpoint, modules: checkpoint.modules()?, windows, kv, experts })
     }
 
     /// Decoder layers.
@@ -106,8 +108,13 @@ impl<'a, B: Backend> Runner<'a, B> {
         States::find(folder, layer, self.windows.len(), self.values())
     }
 
-    fn batch(&self, window: usize) -> Result<B::Batch> {
-        let tokens = &self.windows[window];
+    /// The model.
+    pub(crate) fn info(&self) -> &ModelInfo {
+        self.model.info()
+    }
+
+    /// A step of one text.
+    fn batch(&self, tokens: &[u32]) -> Result<B::Batch> {
         let step = Step {
             tokens: tokens.iter().map(|id| Token::Id(*id)).collect(),
             sequences: vec![SequenceStep {
@@ -123,12 +130,17 @@ impl<'a, B: Backend> Runner<'a, B> {
     /// The states before the first layer.
     pub(crate) fn embed(&self, folder: &Path) -> Result<States> {
         let mut out = states::Writer::create(folder, 0, self.windows.len(), self.values())?;
-        for window in 0..self.windows.len() {
+        for window in self.windows {
             let h = self.model.embed(self.backend, &self.batch(window)?)?;
             self.backend.submit()?;
             out.push(&self.backend.read(&h)?)?;
         }
         out.finish()
+    }
+
+    /// Layer `layer` with weights from `weights`, or the model's own.
+    pub(crate) fn read(&self, layer: usize, weights: Option<&dyn Modules>) -> Result<Layer<B>> {
+        Ok(self.model.read_layer(self.backend, weights.unwrap_or(self.modules.as_ref()), layer)?)
     }
 
     /// Runs all windows through layer `layer` with weights from `weights` (the model's own if `None`). Gives what its
@@ -142,24 +154,47 @@ impl<'a, B: Backend> Runner<'a, B> {
         kept: Option<&Path>,
         watch: Watch<'_>,
     ) -> Result<(Option<LayerStats>, Option<States>)> {
-        let (b, count) = (self.backend, self.windows.len());
-        let part = self.model.read_layer(b, weights.unwrap_or(self.modules.as_ref()), layer)?;
+        let count = self.windows.len();
+        let part = self.read(layer, weights)?;
         let collector = Collector::new(self.compute, self.experts);
-        let mut out = kept.map(|folder| states::Writer::create(folder, layer + 1, count, self.values())).transpose()?;
-        for window in 0..count {
-            let step = Progress {
+        let observer: Option<&dyn Observer<B>> = if observed { Some(&collector) } else { None };
+        let next = self.pass(&part, layer, input, observer, kept, &mut |window| {
+            watch(&Progress {
                 what: format!("layer {layer} of {}", self.layers()),
                 done: (layer * count + window) as u64,
                 total: (self.layers() * count) as u64,
-            };
-            if !watch(&step) {
+            })
+        })?;
+        drop(part);
+        self.release(layer)?;
+        Ok((observed.then(|| collector.finish(self.tokens())), next))
+    }
+
+    /// Gives back the memory of a layer's pages, when nothing that was read of them is left.
+    pub(crate) fn release(&self, layer: usize) -> Result<()> {
+        release_layer(self.checkpoint.store.as_ref(), layer)
+    }
+
+    /// Runs all windows through a layer that was read, the one with number `layer`. Gives the states after it if they are
+    /// to be `kept` in a folder. `watch` hears of each window and may stop the work by answering false.
+    pub(crate) fn pass(
+        &self,
+        part: &Layer<B>,
+        layer: usize,
+        input: &mut States,
+        observer: Option<&dyn Observer<B>>,
+        kept: Option<&Path>,
+        watch: &mut dyn FnMut(usize) -> bool,
+    ) -> Result<Option<States>> {
+        let (b, count) = (self.backend, self.windows.len());
+        let mut out = kept.map(|folder| states::Writer::create(folder, layer + 1, count, self.values())).transpose()?;
+        for window in 0..count {
+            if !watch(window) {
                 return Err(Error::Stopped);
             }
-            let batch = self.batch(window)?;
+            let batch = self.batch(&self.windows[window])?;
             let h = b.write(self.windows[window].len(), self.model.info().hidden, input.window(window)?)?;
-            let observer: Option<&dyn marlin_backend::Observer<B>> = if observed { Some(&collector) } else { None };
-            let pass = Pass { batch: &batch, kv: &self.kv, layer: 0, latent_form: LatentForm::Auto, observer };
-            let h = part.forward(b, h, &pass)?;
+            let h = part.forward(b, h, &self.now(&batch, observer))?;
             b.submit()?;
             if let Some(out) = &mut out {
                 let values = b.read(&h)?;
@@ -173,8 +208,23 @@ impl<'a, B: Backend> Runner<'a, B> {
                 out.push(&values)?;
             }
         }
-        let stats = observed.then(|| collector.finish(self.tokens()));
-        Ok((stats, out.map(states::Writer::finish).transpose()?))
+        out.map(states::Writer::finish).transpose()
+    }
+
+    fn now<'p>(&'p self, batch: &'p B::Batch, observer: Option<&'p dyn Observer<B>>) -> Pass<'p, B> {
+        Pass { batch, kv: &self.kv, layer: 0, latent_form: LatentForm::Auto, observer }
+    }
+
+    /// Logits `[rows, vocab]` of some rows of hidden states after the last layer.
+    pub(crate) fn logits(&self, states: &[f32]) -> Result<Vec<f32>> {
+        let (b, hidden) = (self.backend, self.model.info().hidden);
+        let rows = states.len() / hidden;
+        // The head looks at no token and no neighbour.
+        let batch = self.batch(&self.windows[0][..rows])?;
+        let h = b.write(rows, hidden, states.to_vec())?;
+        let logits = self.model.head(b, &h, &self.now(&batch, None))?;
+        b.submit()?;
+        Ok(b.read(&logits)?)
     }
 
     /// What the output projection sees of the states after the last layer.
@@ -182,10 +232,9 @@ impl<'a, B: Backend> Runner<'a, B> {
         let (b, hidden) = (self.backend, self.model.info().hidden);
         let collector = Collector::new(self.compute, self.experts);
         for (window, tokens) in self.windows.iter().enumerate() {
-            let batch = self.batch(window)?;
+            let batch = self.batch(tokens)?;
             let h = b.write(tokens.len(), hidden, input.window(window)?)?;
-            let pass = Pass { batch: &batch, kv: &self.kv, layer: 0, latent_form: LatentForm::Auto, observer: None };
-            let x = self.model.head_input(b, &h, &pass)?;
+            let x = self.model.head_input(b, &h, &self.now(&batch, None))?;
             b.submit()?;
             collector.add("lm_head", hidden, &b.read(&x)?)?;
         }

@@ -66,9 +66,21 @@ impl Samples {
                 tokens[from..from + length].to_vec()
             })
             .collect();
+        Ok(Self::whole(windows, tokens.len()))
+    }
+
+    /// As many of the windows, evenly spread, as have at most `tokens` tokens, but at least one.
+    pub fn some(&self, tokens: usize) -> Self {
+        let length = self.windows.first().map_or(1, Vec::len).max(1);
+        let count = (tokens / length).clamp(1, self.windows.len().max(1));
+        let windows = (0..count.min(self.windows.len())).map(|i| self.windows[i * self.windows.len() / count].clone());
+        Self::whole(windows.collect(), self.available)
+    }
+
+    fn whole(windows: Vec<Vec<u32>>, available: usize) -> Self {
         let mut hash = Hash::new();
         windows.iter().flatten().for_each(|id| hash.add(&id.to_le_bytes()));
-        Ok(Self { windows, hash: hash.finish(), available: tokens.len() })
+        Self { windows, hash: hash.finish(), available }
     }
 
     /// Windows of the texts in `files`, one after another: `.jsonl` files have a text (`{"text": ...}`) or a conversation

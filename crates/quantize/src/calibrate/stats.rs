@@ -8,7 +8,7 @@ use marlin_checkpoint::{Checkpoint, DType, Error as Bad, Store, TensorInfo, Tens
 use serde::{Deserialize, Serialize};
 
 use super::{ExpertInputs, LayerStats, Moments, Routed, Runner, Samples, Watch};
-use crate::files::{bytes_of, read_json, write_json, write_tensors};
+use crate::files::{bytes_of, lock, read_json, write_json, write_tensors};
 use crate::{Compute, Error, Hessian, Matrix, Result, identity};
 
 /// The file that says what the statistics are of.
@@ -123,6 +123,8 @@ pub fn calibrate<B: Backend>(
     let runner = Runner::new(backend, compute, checkpoint, &samples.windows, experts)?;
     let layers = runner.layers();
     let about = About::of(checkpoint, samples, layers, experts)?;
+    std::fs::create_dir_all(folder).map_err(|e| Bad::io(folder, e))?;
+    let lock = lock(folder)?;
     begin(folder, &about, resume)?;
     let done = (0..layers).take_while(|i| layer_path(folder, Some(*i)).exists()).count();
     let head = layer_path(folder, None);
@@ -153,11 +155,11 @@ pub fn calibrate<B: Backend>(
         write(&head, &runner.head(&mut states)?)?;
         states.remove();
     }
+    lock.release(folder);
     Stats::open(folder)
 }
 
 fn begin(folder: &Path, about: &About, resume: bool) -> Result<()> {
-    std::fs::create_dir_all(folder).map_err(|e| Bad::io(folder, e))?;
     let path = folder.join(ABOUT);
     if !path.exists() {
         let mut entries = std::fs::read_dir(folder).map_err(|e| Bad::io(folder, e))?;
@@ -183,29 +185,33 @@ fn begin(folder: &Path, about: &About, resume: bool) -> Result<()> {
 /// `{module}` F32 `[in, in]` and `{module}.counts` F64 `[2]` (tokens, mass) for each input, `{router}.routed` I64
 /// `[experts]` and `{router}.mass` F64 `[experts]`.
 fn write(path: &Path, stats: &LayerStats) -> Result<()> {
-    let mut tensors: Vec<(TensorInfo, Vec<u8>)> = Vec::new();
-    let mut put =
-        |name: String, dtype, shape: Vec<usize>, data| tensors.push((TensorInfo { name, dtype, shape }, data));
+    /// Bytes that are made when they are written: Hessians of many experts are gigabytes.
+    type Data<'a> = Box<dyn Fn() -> Vec<u8> + 'a>;
+    let mut tensors: Vec<(TensorInfo, Data<'_>)> = Vec::new();
+    let info = |name, dtype, shape: Vec<usize>| TensorInfo { name, dtype, shape };
     let floats = |values: &[f64]| values.iter().flat_map(|v| v.to_le_bytes()).collect::<Vec<u8>>();
     for (module, Routed { tokens, mass }) in &stats.routed {
-        let counts = tokens.iter().flat_map(|n| (*n as i64).to_le_bytes()).collect();
-        put(format!("{module}.routed"), DType::I64, vec![tokens.len()], counts);
-        put(format!("{module}.mass"), DType::F64, vec![mass.len()], floats(mass));
+        let counts = || tokens.iter().flat_map(|n| (*n as i64).to_le_bytes()).collect();
+        tensors.push((info(format!("{module}.routed"), DType::I64, vec![tokens.len()]), Box::new(counts)));
+        tensors.push((info(format!("{module}.mass"), DType::F64, vec![mass.len()]), Box::new(move || floats(mass))));
     }
     for (module, Moments { hessian, mass }) in &stats.moments {
-        put(format!("{module}.counts"), DType::F64, vec![2], floats(&[hessian.tokens(), *mass]));
+        let counts = move || floats(&[hessian.tokens(), *mass]);
+        tensors.push((info(format!("{module}.counts"), DType::F64, vec![2]), Box::new(counts)));
     }
     for (module, Moments { hessian, .. }) in &stats.moments {
-        put(module.clone(), DType::F32, vec![hessian.size(); 2], bytes_of(hessian.sums().data()));
+        tensors.push((
+            info(module.clone(), DType::F32, vec![hessian.size(); 2]),
+            Box::new(|| bytes_of(hessian.sums().data())),
+        ));
     }
     let metadata = BTreeMap::from([
         ("format".to_owned(), "metal-marlin stats 1".to_owned()),
         ("tokens".to_owned(), stats.tokens.to_string()),
         ("left_out".to_owned(), stats.left_out.to_string()),
     ]);
-    let tensors: Vec<(TensorInfo, &[u8])> =
-        tensors.iter().map(|(info, data)| (info.clone(), data.as_slice())).collect();
-    write_tensors(path, &metadata, &tensors)
+    let (infos, data): (Vec<TensorInfo>, Vec<Data<'_>>) = tensors.into_iter().unzip();
+    write_tensors(path, &metadata, &infos, data.iter().map(|data| data()))
 }
 
 fn read(path: &Path) -> Result<LayerStats> {
@@ -230,7 +236,9 @@ fn read(path: &Path) -> Result<LayerStats> {
             let mass = doubles(&format!("{router}.mass"))?;
             stats.routed.insert(router.to_owned(), Routed { tokens, mass });
         } else if let (DType::F32, &[size, cols]) = (info.dtype, info.shape.as_slice()) {
-            let sums = Matrix::new(size, cols, store.tensor(&info.name)?.to_f32()?)?;
+            let tensor = store.tensor(&info.name)?;
+            let sums = Matrix::new(size, cols, tensor.to_f32()?)?;
+            tensor.data.release();
             let counts = doubles(&format!("{}.counts", info.name))?;
             let &[tokens, mass] = counts.as_slice() else {
                 return Err(bad(format!("{}.counts: expected two numbers, found {}", info.name, counts.len())));

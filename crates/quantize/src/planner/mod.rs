@@ -22,12 +22,13 @@ pub use file::Plan;
 pub use summary::{Point, Summary, pareto, uniform};
 
 use knapsack::Choice as Class;
+use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
 use crate::{Error, Result};
 
 /// One way to store a module.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Choice {
     /// Bits of a code, by which plans name the choice.
     pub bits: u32,
@@ -38,7 +39,7 @@ pub struct Choice {
 }
 
 /// A module that is to be planned.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Module {
     /// Its name, as transformers has it.
     pub name: String,
@@ -72,6 +73,8 @@ pub struct Limits {
     pub max_tuples: Option<usize>,
     /// Whether `gate_proj` and `up_proj` of the same MLP or expert have the same bits.
     pub equal_gate_up: bool,
+    /// Whether the same projections of all experts of a layer have the same bits, as formats need that stack them.
+    pub equal_experts: bool,
 }
 
 /// A choice for each module.
@@ -109,6 +112,26 @@ pub fn plan(modules: &[Module], limits: &Limits) -> Result<Planned> {
     Ok(Planned { bits, stored: solution.cost, damage: solution.damage, bound: solution.bound })
 }
 
+/// By what part of the difference between two choices of a module the predicted damages would have to be wrong for the other
+/// one to be as good, at the price that a bit has in the best plan: the least of its other choices within `limits`. Infinite
+/// for modules that have no other. `bits` are those of a plan; tuples and equal bits are not looked at.
+pub fn margins(modules: &[Module], limits: &Limits, bits: &[u32]) -> Result<Vec<f64>> {
+    let free = Limits { max_tuples: None, equal_gate_up: false, equal_experts: false, ..limits.clone() };
+    let joints = joints(modules, &free)?;
+    let classes: Vec<Vec<Class>> = joints.iter().map(Joint::class).collect();
+    let price = knapsack::relax(&classes, limits.budget).map_or(0.0, |relaxed| relaxed.price);
+    let margin = |(joint, own): (&Joint, &u32)| {
+        let chosen = joint.choices.iter().find(|c| c.bits[0] == *own).map(|c| c.class)?;
+        let others = joint.choices.iter().filter(|c| c.bits[0] != *own).map(|c| c.class);
+        let apart = others.filter(|other| other.damage != chosen.damage).map(|other| {
+            let gain = price * (other.cost as f64 - chosen.cost as f64) + other.damage - chosen.damage;
+            gain.max(0.0) / (other.damage - chosen.damage).abs()
+        });
+        apart.min_by(f64::total_cmp)
+    };
+    Ok(joints.iter().zip(bits).map(margin).map(|margin| margin.unwrap_or(f64::INFINITY)).collect())
+}
+
 /// Modules that are chosen for together.
 #[derive(Debug)]
 struct Joint {
@@ -138,21 +161,33 @@ fn expert(name: &str) -> Option<(&str, &str)> {
     (experts.ends_with("experts") && !e.is_empty() && e.bytes().all(|b| b.is_ascii_digit())).then_some((expert, part))
 }
 
-/// What `gate_proj` and `up_proj` of one MLP have in common.
-fn gated(name: &str) -> Option<&str> {
-    name.strip_suffix(".gate_proj").or_else(|| name.strip_suffix(".up_proj"))
+impl Limits {
+    /// What the modules with the same bits as the one called `name` have in common; `None` if it is alone.
+    fn shared(&self, name: &str) -> Option<String> {
+        let (owner, part) = name.rsplit_once('.')?;
+        let gated = self.equal_gate_up && matches!(part, "gate_proj" | "up_proj");
+        let part = if gated { "gate_proj and up_proj" } else { part };
+        match expert(name).filter(|_| self.equal_experts) {
+            Some((one, _)) => Some(format!("{} {part}", one.rsplit_once('.')?.0)),
+            None => gated.then(|| format!("{owner} {part}")),
+        }
+    }
 }
 
 /// The modules in the groups that limits put them into, with every joint choice that they have.
 fn joints(modules: &[Module], limits: &Limits) -> Result<Vec<Joint>> {
     let mut groups: Vec<(Vec<usize>, bool)> = Vec::new();
-    let mut known: BTreeMap<&str, usize> = BTreeMap::new();
+    let mut known: BTreeMap<String, usize> = BTreeMap::new();
+    if limits.max_tuples.is_some() && limits.equal_experts {
+        let expected = "no limit where all experts of a layer have the same bits";
+        return Err(Error::setting("tuples", expected, limits.max_tuples.unwrap_or_default()));
+    }
     for (i, module) in modules.iter().enumerate() {
         check(module)?;
         let free = !module.is_protected();
-        let of_expert = expert(&module.name).map(|(e, _)| e).filter(|_| limits.max_tuples.is_some() && free);
-        let key = of_expert.or_else(|| gated(&module.name).filter(|_| limits.equal_gate_up && free));
-        match key.and_then(|key| known.get(key)) {
+        let of_expert = expert(&module.name).map(|(e, _)| e.to_owned()).filter(|_| limits.max_tuples.is_some() && free);
+        let key = of_expert.clone().or_else(|| limits.shared(&module.name).filter(|_| free));
+        match key.as_ref().and_then(|key| known.get(key)) {
             Some(group) => groups[*group].0.push(i),
             None => {
                 key.into_iter().for_each(|key| _ = known.insert(key, groups.len()));
@@ -165,9 +200,10 @@ fn joints(modules: &[Module], limits: &Limits) -> Result<Vec<Joint>> {
         for (place, i) in members.iter().enumerate() {
             let module = &modules[*i];
             // An earlier member with which bits are shared.
-            let twin = gated(&module.name)
-                .filter(|_| limits.equal_gate_up)
-                .and_then(|own| members[..place].iter().position(|j| gated(&modules[*j].name) == Some(own)));
+            let shared = limits.shared(&module.name);
+            let twin = shared.filter(|_| !module.is_protected()).and_then(|own| {
+                members[..place].iter().position(|j| limits.shared(&modules[*j].name).as_ref() == Some(&own))
+            });
             let allowed = |c: &Choice| {
                 module.is_protected()
                     || (limits.min_bits.is_none_or(|least| c.bits >= least)

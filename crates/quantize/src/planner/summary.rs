@@ -5,6 +5,7 @@ use std::fmt::{self, Display};
 
 use super::{Limits, Module, expert, plan};
 use crate::Result;
+use crate::roles::layer_of;
 
 /// Stored bits, damage, and the distribution of bits.
 #[derive(Clone, Debug, PartialEq)]
@@ -51,7 +52,7 @@ impl Summary {
             if let Some((expert, _)) = expert(&module.name) {
                 experts.entry(expert).or_default().push(*bits);
             }
-            if let Some(layer) = layer(&module.name) {
+            if let Some(layer) = layer_of(&module.name) {
                 let entry = summary.layers.entry(layer).or_default();
                 *entry = (entry.0 + module.weights, entry.1 + choice.stored);
             }
@@ -72,11 +73,6 @@ impl Summary {
 
 fn damage(modules: &[Module], bits: &[u32]) -> f64 {
     modules.iter().zip(bits).filter_map(|(m, b)| m.choice(*b)).map(|c| c.damage).sum()
-}
-
-/// The layer in a module's name.
-fn layer(name: &str) -> Option<usize> {
-    name.split_once("layers.")?.1.split('.').next()?.parse().ok()
 }
 
 /// Bits of each module if nothing is known of them: the most that all can have within `stored` bits (a module without that

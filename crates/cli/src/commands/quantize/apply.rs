@@ -115,6 +115,7 @@ pub fn make(checkpoint: &Checkpoint, choice: &Choice, inputs: &Inputs, work: &Wo
     let apply = Apply {
         checkpoint,
         methods: &methods,
+        stacked: choice.stacks(),
         calibration,
         output: &work.output,
         shard_bytes: work.shard_size * 1_000_000,

@@ -1,6 +1,8 @@
 //! `quantize`: a smaller checkpoint of a model.
 
 mod apply;
+mod damages;
+mod measure;
 mod plan;
 mod report;
 
@@ -37,7 +39,7 @@ enum Step {
 /// Choose bits for each module: the least damage at a size
 ///
 /// Tries bits on some rows of every module, and finds the bits that do the least damage within the size that the same
-/// number of bits for all would take. The plan is a text file, to be read, compared, edited and applied.
+/// number of bits for all would take. Damage is the relative error of outputs or, with --measure, what it does to predictions. The plan is a text file, to be read, compared, edited and applied.
 #[derive(Debug, clap::Args)]
 pub struct PlanArgs {
     /// The model
@@ -65,9 +67,17 @@ pub struct PlanArgs {
     /// Rows of each module that are tried; 0 for all
     #[arg(long, value_name = "N", default_value_t = 128)]
     probe_rows: usize,
+    /// Give all modules the same bits, or (between whole bits) spread one more evenly over them: the same size to compare with
+    #[arg(long, conflicts_with_all = ["max_tuples", "equal_gate_up", "refine"])]
+    uniform: bool,
+    /// Write the damages that were found to this file or, if it is there, take them from it: for other sizes of the same
+    #[arg(long, value_name = "FILE.json")]
+    damages: Option<PathBuf>,
     /// Also draw damage against size, for many sizes
     #[arg(long, value_name = "FILE.svg")]
     pareto: Option<PathBuf>,
+    #[command(flatten)]
+    measuring: measure::MeasureArgs,
     #[command(flatten)]
     engine: EngineArgs,
 }

@@ -1,6 +1,8 @@
 //! Bits for each module: plans made, and plans applied.
 
 use super::apply::{Inputs, make};
+use super::damages::Damages;
+use super::measure::{Measuring, Subject};
 use super::{ApplyArgs, PlanArgs, RecipeArgs, Work};
 use crate::args::EngineArgs;
 use crate::error::{Failure, Result};
@@ -8,12 +10,14 @@ use crate::progress::Bar;
 use crate::{device, interrupt, model, output};
 use clap::ValueEnum;
 use marlin_checkpoint::Checkpoint;
-use marlin_quantize::planner::{Limits, Module, Plan, Series, Summary, chart, pareto, plan};
+use marlin_quantize::planner::{Limits, Module, Plan, Series, Summary, chart, pareto, plan, uniform};
 use marlin_quantize::{Bits, Probe, Progress, Recipe, Stats, Target, check_output, probe};
 use serde_json::json;
 use std::collections::BTreeMap;
 use std::path::Path;
 
+/// Tokens of the calibration text that damages are measured on.
+const MEASURED: usize = 4096;
 /// Budgets of a sweep.
 const SWEEP: usize = 17;
 
@@ -29,14 +33,44 @@ pub fn run(args: &PlanArgs) -> Result<()> {
     let usual = around(bits, recipe.target);
     let (least, most) = (args.min_bits.unwrap_or(usual.0), args.max_bits.unwrap_or(usual.1));
     let tried = Probe { min_bits: least, max_bits: most, rows: args.probe_rows };
-    let modules = tries(&checkpoint, &stats, &recipe, tried, &args.engine)?;
+    let samples = args.measuring.samples(&checkpoint)?;
+    let subject = Subject { checkpoint: &checkpoint, stats: &stats, engine: &args.engine, beside: &args.output };
+    let bench = samples.as_ref().map(|samples| Measuring::new(subject, samples));
+    let key = json!({
+        "model": checkpoint.name,
+        "identity": stats.about.model_identity,
+        "text": stats.about.text,
+        "settings": format!("{:?}", Recipe { bits: recipe.bits.roles(), ..recipe.clone() }),
+        "tried": format!("{tried:?}"),
+        "measured": samples.as_ref().map(|samples| &samples.hash),
+    });
+    let Damages { plain, modules } = Damages::kept(args.damages.as_deref(), key, || {
+        let plain = tries(&checkpoint, &stats, &recipe, tried, &args.engine)?;
+        let modules = bench.as_ref().map(|bench| bench.sensitivities(&plain)).transpose()?;
+        Ok(Damages { modules: modules.unwrap_or_else(|| plain.clone()), plain })
+    })?;
     let limits = Limits {
         budget: budget(&modules, bits)?,
         max_tuples: args.max_tuples,
         equal_gate_up: args.equal_gate_up,
+        equal_experts: recipe.target.stacks(),
         ..Limits::default()
     };
-    let (plan, summary) = solve(&checkpoint, &recipe, &modules, &limits, &args.recipe)?;
+    let (modules, mut planned) = args.measuring.plan(bench.as_ref(), &recipe, modules, &limits)?;
+    drop(bench);
+    if args.uniform {
+        if recipe.target.stacks() && bits.fract() != 0.0 {
+            let name = recipe.target.name();
+            return Err(Failure::text(format!(
+                "--uniform: {name} keeps all experts of a layer in one stack, over which bits cannot be spread; give whole bits"
+            )));
+        }
+        planned.bits = uniform(&modules, limits.budget)
+            .ok_or_else(|| Failure::text("--uniform: no equal bits for all modules fit this size"))?;
+    }
+    let bound = (!args.uniform).then_some(planned.bound);
+    let summary = Summary::new(&modules, &planned.bits, bound);
+    let plan = lines(&checkpoint, &recipe, &modules, planned.bits, &args.recipe)?;
     let drawn = match &args.pareto {
         None => None,
         Some(path) => Some((path, pareto(&modules, &limits, &sweep(&modules)?)?)),
@@ -53,7 +87,8 @@ pub fn run(args: &PlanArgs) -> Result<()> {
         let title = format!("{} as {}", checkpoint.name, recipe.target.name());
         write(path, &chart(&title, "stored bits of a weight", "predicted damage", &series))?;
     }
-    output::print(&format!("{}: for {}\n{summary}", args.output.display(), checkpoint.name))
+    output::print(&format!("{}: for {}\n{summary}", args.output.display(), checkpoint.name))?;
+    args.measuring.check(subject, &recipe, bits.floor() as u32, [&modules, &plain])
 }
 
 pub fn apply(args: &ApplyArgs) -> Result<()> {
@@ -96,7 +131,7 @@ fn follow(
     make(checkpoint, &choice, inputs, work, how)
 }
 
-/// One command for bits that are no whole number: calibrates, plans, and quantises. What was calibrated is kept beside the
+/// One command for bits that are no whole number: calibrates, measures, plans, and quantises. What was calibrated is kept beside the
 /// output until it is complete.
 pub fn mixed(checkpoint: &Checkpoint, args: &RecipeArgs, inputs: Inputs, work: &Work) -> Result<()> {
     if work.sequential {
@@ -107,13 +142,13 @@ pub fn mixed(checkpoint: &Checkpoint, args: &RecipeArgs, inputs: Inputs, work: &
     }
     // What cannot succeed is refused before the text is read through.
     let bits = whole(&args.recipe(&inputs)?)?;
-    let (folder, stats) = match inputs {
+    let (folder, stats, text) = match inputs {
         Inputs::None => {
             return Err(Failure::text(
                 "bits that are no whole number are planned by what a text shows: give --text or --stats",
             ));
         }
-        Inputs::Stats(stats) => (None, stats),
+        Inputs::Stats(stats) => (None, stats, None),
         Inputs::Text(samples) => {
             let name = work.output.file_name().unwrap_or_default().to_string_lossy();
             let folder = work.output.with_file_name(format!("{name}.stats"));
@@ -137,7 +172,7 @@ pub fn mixed(checkpoint: &Checkpoint, args: &RecipeArgs, inputs: Inputs, work: &
                 work.resume,
                 &mut hear,
             )?;
-            (Some(folder), stats)
+            (Some(folder), stats, Some(samples.some(MEASURED)))
         }
     };
     let inputs = Inputs::Stats(stats.clone());
@@ -145,9 +180,17 @@ pub fn mixed(checkpoint: &Checkpoint, args: &RecipeArgs, inputs: Inputs, work: &
     let (least, most) = around(bits, recipe.target);
     let tried = Probe { min_bits: least, max_bits: most, rows: 128 };
     let modules = tries(checkpoint, &stats, &recipe, tried, &work.engine)?;
-    let limits = Limits { budget: budget(&modules, bits)?, ..Limits::default() };
-    let (plan, summary) = solve(checkpoint, &recipe, &modules, &limits, args)?;
-    output::note(summary.to_string().trim_end());
+    let limits = Limits { budget: budget(&modules, bits)?, equal_experts: recipe.target.stacks(), ..Limits::default() };
+    let modules = match &text {
+        None => modules,
+        Some(samples) => {
+            let subject = Subject { checkpoint, stats: &stats, engine: &work.engine, beside: &work.output };
+            Measuring::new(subject, samples).sensitivities(&modules)?
+        }
+    };
+    let planned = plan(&modules, &limits)?;
+    output::note(Summary::new(&modules, &planned.bits, Some(planned.bound)).to_string().trim_end());
+    let plan = lines(checkpoint, &recipe, &modules, planned.bits, args)?;
     follow(checkpoint, &plan, &recipe, &inputs, work, "the plan")?;
     if let Some(folder) = folder {
         std::fs::remove_dir_all(&folder).map_err(|e| Failure::text(format!("{}: {e}", folder.display())))?;
@@ -243,16 +286,15 @@ fn between(modules: &[Module], low: u32, high: u32, part: f64) -> Result<u64> {
     Ok(sum.floor() as u64)
 }
 
-fn solve(
+/// The file of a plan that gives `modules` these bits.
+fn lines(
     checkpoint: &Checkpoint,
     recipe: &Recipe,
     modules: &[Module],
-    limits: &Limits,
+    bits: Vec<u32>,
     args: &RecipeArgs,
-) -> Result<(Plan, Summary)> {
-    let planned = plan(modules, limits)?;
-    let summary = Summary::new(modules, &planned.bits, Some(planned.bound));
-    let mut bits: BTreeMap<&str, u32> = modules.iter().map(|m| m.name.as_str()).zip(planned.bits).collect();
+) -> Result<Plan> {
+    let mut bits: BTreeMap<&str, u32> = modules.iter().map(|m| m.name.as_str()).zip(bits).collect();
     // Modules that are not planned for are kept as they are, and the plan says so.
     let lines = recipe.modules(checkpoint)?.into_iter().map(|module| {
         let own = bits.remove(module.as_str()).unwrap_or(16);
@@ -274,7 +316,7 @@ fn solve(
     }
     made.settings.insert("order".to_owned(), word(args.order));
     made.settings.insert("damping".to_owned(), args.damping.to_string());
-    Ok((made, summary))
+    Ok(made)
 }
 
 /// A value as the command line has it.

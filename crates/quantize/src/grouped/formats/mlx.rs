@@ -7,7 +7,7 @@ use super::super::coded::Coded;
 use super::super::float::{Fp4, Scale};
 use super::super::grid::Rounding;
 use super::tensor;
-use crate::{Error, Quantised, Result, Written};
+use crate::{Error, Result, Written};
 
 /// `weight` U32 `[out, in x bits / 32]`, `scales` and `biases` `[out, groups]`.
 pub fn affine(coded: &Coded, bits: u32, rounding: Rounding) -> Vec<Written> {
@@ -38,18 +38,17 @@ pub fn mxfp4(coded: &Coded) -> Vec<Written> {
 }
 
 /// The tensors of experts of equal settings as one stack, `[experts, ...]`, as MLX keeps them (`switch_mlp.up_proj`).
-pub fn stack(experts: &[Quantised]) -> Result<Vec<Written>> {
+pub fn stack(experts: &[Vec<Written>]) -> Result<Vec<Written>> {
     let Some(first) = experts.first() else { return Err(Error::setting("experts", "at least one", 0)) };
     let mut stacked: Vec<Written> = first
-        .tensors
         .iter()
         .map(|t| Written { shape: [&[experts.len()], &t.shape[..]].concat(), data: Vec::new(), ..t.clone() })
         .collect();
     for (e, expert) in experts.iter().enumerate() {
-        if expert.tensors.len() != stacked.len() {
+        if expert.len() != stacked.len() {
             return Err(Error::setting("experts", "tensors as the first has them", format!("others in expert {e}")));
         }
-        for (to, from) in stacked.iter_mut().zip(&expert.tensors) {
+        for (to, from) in stacked.iter_mut().zip(expert) {
             if (&to.suffix, to.dtype, &to.shape[1..]) != (&from.suffix, from.dtype, &from.shape[..]) {
                 let expected = format!("{} {} {:?} in every expert of a stack", to.suffix, to.dtype, &to.shape[1..]);
                 let found = format!("{} {} {:?} in expert {e}", from.suffix, from.dtype, from.shape);

@@ -149,15 +149,15 @@ fn groups_of_zeros_are_zeros() {
 #[test]
 fn stacks_of_experts() {
     let format = Format::Mlx { bits: 3, group: 32, rounding: Rounding::BF16 };
-    let experts = [4, 5].map(|seed| nearest(format, &Normal(seed).matrix(16, 64)));
+    let experts = [4, 5].map(|seed| nearest(format, &Normal(seed).matrix(16, 64)).tensors);
     let stacked = stack(&experts).unwrap();
     assert_eq!(stacked[0].shape, [2, 16, 6]);
     assert_eq!(stacked[1].shape, [2, 16, 2]);
     for (i, tensor) in stacked.iter().enumerate() {
-        assert_eq!(tensor.data, [&experts[0].tensors[i].data[..], &experts[1].tensors[i].data[..]].concat());
+        assert_eq!(tensor.data, [&experts[0][i].data[..], &experts[1][i].data[..]].concat());
     }
     let other = nearest(Format::Mlx { bits: 4, group: 32, rounding: Rounding::BF16 }, &Normal(6).matrix(16, 64));
-    let refused = stack(&[experts[0].clone(), other]).unwrap_err().to_string();
+    let refused = stack(&[experts[0].clone(), other.tensors]).unwrap_err().to_string();
     assert!(refused.contains("[16, 6]") && refused.contains("[16, 8] in expert 1"), "{refused}");
     assert!(stack(&[]).is_err());
 }

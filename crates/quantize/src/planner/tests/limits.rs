@@ -1,6 +1,6 @@
 use std::collections::BTreeSet;
 
-use super::super::{Choice, Limits, Module, plan};
+use super::super::{Choice, Limits, Module, margins, plan};
 use super::{experts, module};
 
 fn tuples(modules: &[Module], bits: &[u32]) -> BTreeSet<Vec<u32>> {
@@ -88,6 +88,50 @@ fn gate_and_up_alike() {
     let refused = plan(&modules, &Limits { budget: 1 << 30, equal_gate_up: true, ..Limits::default() });
     let refused = refused.unwrap_err().to_string();
     assert!(refused.contains("model.layers.0.mlp.up_proj: has no choice of bits in common"), "{refused}");
+}
+
+#[test]
+fn experts_of_a_stack_alike() {
+    let modules = experts(2, 4, &[2, 3, 4, 5], 5);
+    let weights: u64 = modules.iter().map(|m| m.weights).sum();
+    let limits = Limits { budget: 7 * weights / 2, equal_experts: true, ..Limits::default() };
+    // The best of all ways, layer by layer and projection by projection: gate, up and down of one layer and of the other.
+    let sums = |stack: usize, bits: usize| -> f64 {
+        let (layer, part) = (stack / 3, stack % 3);
+        (0..4).map(|e| modules[12 * layer + 3 * e + part].choices[bits].damage).sum()
+    };
+    let ways = (0..4usize.pow(6)).map(|n| std::array::from_fn::<usize, 6, _>(|i| n >> (2 * i) & 3));
+    let within = ways.filter(|way| way.iter().map(|bits| 4 * 96 * (*bits as u64 + 2)).sum::<u64>() <= limits.budget);
+    let best = within.map(|way| (0..6).map(|i| sums(i, way[i])).sum::<f64>()).fold(f64::INFINITY, f64::min);
+    let planned = plan(&modules, &limits).unwrap();
+    assert!((planned.damage - best).abs() < 1e-12 * best, "{} {best}", planned.damage);
+    for layer in planned.bits.chunks(12) {
+        assert!(layer.chunks(3).all(|expert| expert == &layer[..3]), "{layer:?}");
+    }
+    let both = plan(&modules, &Limits { equal_gate_up: true, ..limits.clone() }).unwrap();
+    assert!(both.bits.chunks(3).all(|t| t[0] == t[1]) && both.bits[..12].chunks(3).all(|t| t == &both.bits[..3]));
+    assert!(both.damage > planned.damage);
+    let refused = plan(&modules, &Limits { max_tuples: Some(2), ..limits }).unwrap_err().to_string();
+    assert!(refused.contains("tuples: expected no limit"), "{refused}");
+}
+
+/// One bit costs 10 and saves 4 or 1, a second 2 or 0.3: the budget of 30 takes both bits of the first module and one of the
+/// second, at a price of 0.03 a unit, which is what the last step would have gained.
+#[test]
+fn narrow_choices_are_found() {
+    let module = |name: &str, damages: [f64; 3]| {
+        let choices = damages.into_iter().zip([2, 3, 4]);
+        let choice = |(damage, bits)| Choice { bits, stored: 10 * u64::from(bits) - 20, damage };
+        Module { name: name.to_owned(), weights: 10, choices: choices.map(choice).collect() }
+    };
+    let modules = [module("a", [7.0, 3.0, 1.0]), module("b", [1.5, 0.5, 0.2]), module("c", [1.0; 3])];
+    let limits = Limits { budget: 30, ..Limits::default() };
+    let planned = plan(&modules, &limits).unwrap();
+    assert_eq!(planned.bits, [4, 3, 2]);
+    let found = margins(&modules, &limits, &planned.bits).unwrap();
+    // a at 3 bits: 2 more damage, 0.3 saved, of 2 apart. b at 4 bits: 0.3 more for cost, 0.3 saved.
+    assert!((found[0] - 1.7 / 2.0).abs() < 1e-12 && found[1].abs() < 1e-12, "{found:?}");
+    assert_eq!(found[2], f64::INFINITY);
 }
 
 #[test]
