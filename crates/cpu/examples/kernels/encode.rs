@@ -14,7 +14,14 @@ const WAYS: [f64; 2] = [2.0 * 65_536.0, 1.5 * 65_536.0];
 pub fn search(level: Level) -> Result<()> {
     let cpu = Cpu::with_level(1, level);
     let (hz, tiles) = (clock(), 32);
-    let floor = |lanes: f64, operations: f64, ways: f64| hz * 2.0 * lanes / operations / ways;
+    // Registers of narrow levels hold fewer lanes.
+    let narrow = match level {
+        Level::Scalar => 16.0,
+        Level::Avx2 => 2.0,
+        Level::Neon | Level::NeonBf16 => 4.0,
+        _ => 1.0,
+    };
+    let floor = |lanes: f64, operations: f64, ways: f64| hz * 2.0 * lanes / narrow / operations / ways;
     let plain = floor(16.0, 5.0, WAYS[0]);
     println!("encode: {level}, {:.2} GHz by a chain of shifts; plain floor {:.3} M weights/s", hz / 1e9, plain / 1e6);
     // Sums of four numbers of a linear congruence, about Gaussian.

@@ -13,7 +13,7 @@
 //! A step computes 65,536 costs for each tile: a subtraction, a fused multiply-add and a minimum for a vector of them
 //! (`step`), with values in an order that makes every load a vector (`table`). Nothing is noted on the way: the costs of all
 //! states are kept every few steps, and the way back computes again which of the few ways that lead to its state was the
-//! cheapest (`search`).
+//! cheapest (`back`).
 //!
 //! In exact mode costs are `f32`, and results are those of the plain algorithm (`tests`) bit for bit on every level: of equal
 //! ways the one from the lowest state. In fast mode they are `f16` where the machine computes with it, up to
