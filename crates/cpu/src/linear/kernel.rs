@@ -14,8 +14,12 @@ pub(crate) const GEMV_ROWS: usize = 2;
 const ROW_BLOCK: usize = 96;
 /// Bytes of a row of activations that are multiplied before the next part of K is taken.
 const PART: usize = 2048;
-/// Bytes that a walk over rows of weights asks for ahead of use.
+/// Bytes that a walk over one row of weights after another asks for ahead of use.
 const AHEAD: usize = 6144;
+/// Bytes that each of several streams asks for ahead of use.
+const NEXT: usize = 1536;
+/// Rows of weights that are read side by side where registers allow it: memory answers several streams faster than one.
+const STREAMS: usize = 4;
 /// Bytes for the accumulators of a block of rows between parts of K.
 const SPILL: usize = ROW_BLOCK * 6 * LANES * 4;
 
@@ -205,6 +209,39 @@ unsafe fn tile<S: Simd, A: Math, const M: usize, const N: usize>(t: Tile) {
             }
             return;
         }
+        finish::<S, A, M, N>(&t, whole, &mut acc);
+    }
+}
+
+/// The same operations for rows of weights that are read once: each row is a stream, what it has next asked for.
+#[inline(always)]
+unsafe fn streams<S: Simd, A: Math, const M: usize, const N: usize>(t: Tile) {
+    // SAFETY: as for `tile`, with all of K; what is asked for need not exist.
+    unsafe {
+        let mut acc = [[S::zero(); N]; M];
+        let whole = t.k - t.k % A::STEP;
+        let near = whole.saturating_sub(NEXT / A::W);
+        // Towards the end the rows that follow begin.
+        let following = t.w.wrapping_add(N * t.w_ld).wrapping_sub(near * A::W);
+        let mut i = 0;
+        for (end, wanted) in [(near, t.w.wrapping_add(NEXT)), (whole, following)] {
+            while i < end {
+                for n in 0..N {
+                    S::prefetch(wanted.wrapping_add(n * t.w_ld + i * A::W));
+                }
+                step::<S, A, M, N>(&t, i, &mut acc);
+                i += A::STEP;
+            }
+        }
+        finish::<S, A, M, N>(&t, whole, &mut acc);
+    }
+}
+
+/// Multiplies the elements after the last whole step and sums up.
+#[inline(always)]
+unsafe fn finish<S: Simd, A: Math, const M: usize, const N: usize>(t: &Tile, whole: usize, acc: &mut [[S::F; N]; M]) {
+    // SAFETY: as for `tile`.
+    unsafe {
         if whole < t.k1 {
             let rest = t.k1 - whole;
             for n in 0..N {
@@ -215,7 +252,7 @@ unsafe fn tile<S: Simd, A: Math, const M: usize, const N: usize>(t: Tile) {
                 }
             }
         }
-        S::sum_tile(&acc, t.out, t.ld);
+        S::sum_tile(acc, t.out, t.ld);
     }
 }
 
@@ -349,7 +386,7 @@ impl<A: Math, const N: usize> Kernel for Panel<A, N> {
     }
 }
 
-/// Rows of weights one by one, each against one or two rows of activations.
+/// Rows of weights, each read once, against one or two rows of activations.
 struct Rows<A>(Tile, usize, usize, PhantomData<A>);
 
 impl<A: Math> Kernel for Rows<A> {
@@ -357,9 +394,19 @@ impl<A: Math> Kernel for Rows<A> {
 
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
-        let Rows(mut t, m, n, _) = self;
+        let Rows(mut t, m, mut n, _) = self;
         // SAFETY: the fields' promises.
         unsafe {
+            while S::NR >= 6 && n >= STREAMS {
+                if m == 1 {
+                    streams::<S, A, 1, STREAMS>(t)
+                } else {
+                    streams::<S, A, 2, STREAMS>(t)
+                }
+                t.w = t.w.add(STREAMS * t.w_ld);
+                t.out = t.out.add(STREAMS);
+                n -= STREAMS;
+            }
             for _ in 0..n {
                 t.ahead = t.w.wrapping_add(AHEAD);
                 if m == 1 {
