@@ -21,7 +21,7 @@ use std::collections::HashMap;
 use std::ffi::{CStr, c_char, c_int, c_uint, c_void};
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
 
 /// In which order threads and threadgroups run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -133,9 +133,17 @@ impl Simulated {
     }
 
     fn open(&self, file: &Path, text: &str) -> Result<Arc<Module>> {
+        // One module for a file, whoever asks: the system loads a library once, so its runtime must have one lock.
+        static MODULES: LazyLock<Mutex<HashMap<PathBuf, Arc<Module>>>> = LazyLock::new(Mutex::default);
+        let mut modules = lock(&MODULES);
+        if let Some(module) = modules.get(file) {
+            return Ok(module.clone());
+        }
         // SAFETY: the library was made by `build` of text that this project wrote; it has no initialisers that do anything.
         let library = unsafe { Library::new(file) }.map_err(device)?;
-        Ok(Arc::new(Module { library, text: text.to_owned(), running: Mutex::default() }))
+        let module = Arc::new(Module { library, text: text.to_owned(), running: Mutex::default() });
+        modules.insert(file.to_owned(), module.clone());
+        Ok(module)
     }
 }
 
