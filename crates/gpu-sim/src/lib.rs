@@ -14,6 +14,7 @@
 #![allow(unsafe_code)]
 
 use libloading::Library;
+use marlin_checkpoint::Bytes;
 use marlin_gpu::device::{Binding, Device, Function, Handle, Info, Launch};
 use marlin_gpu::source::{Access, Entry, Target};
 use marlin_gpu::{Error, Result};
@@ -84,11 +85,17 @@ const GUARD: usize = 4096;
 #[repr(C, align(4096))]
 struct Page([u8; GUARD]);
 
+/// A buffer: its own, between two pages of guard, or the host's.
+enum Memory {
+    Own(Vec<Page>),
+    Borrowed(Bytes),
+}
+
 /// The simulated device.
 pub struct Simulated {
     info: Info,
     order: Order,
-    memory: Mutex<HashMap<u64, Vec<Page>>>,
+    memory: Mutex<HashMap<u64, Memory>>,
     functions: Mutex<Vec<Compiled>>,
 }
 
@@ -123,7 +130,11 @@ impl Simulated {
     /// The address of a buffer's first byte.
     fn address(&self, handle: Handle, offset: usize, bytes: usize) -> Result<*mut u8> {
         let mut memory = lock(&self.memory);
-        let pages = memory.get_mut(&handle.0).ok_or_else(|| device("no such buffer"))?;
+        let pages = match memory.get_mut(&handle.0).ok_or_else(|| device("no such buffer"))? {
+            Memory::Own(pages) => pages,
+            Memory::Borrowed(held) if offset + bytes <= held.len() => return Ok(held[offset..].as_ptr().cast_mut()),
+            Memory::Borrowed(held) => return Err(device(format!("bytes {offset}..{} of {}", offset + bytes, held.len()))),
+        };
         let there = (pages.len() - 2) * GUARD;
         if offset + bytes > there {
             return Err(device(format!("bytes {offset}..{} of a buffer of {there}", offset + bytes)));
@@ -208,8 +219,19 @@ impl Device for Simulated {
     fn allocate(&self, bytes: usize) -> Result<Handle> {
         let pages = vec![Page([0xff; GUARD]); bytes.div_ceil(GUARD) + 2];
         let handle = pages.as_ptr() as u64;
-        lock(&self.memory).insert(handle, pages);
+        lock(&self.memory).insert(handle, Memory::Own(pages));
         Ok(Handle(handle))
+    }
+
+    fn borrow(&self, bytes: &Bytes) -> Result<Option<(Handle, usize)>> {
+        let address = bytes.as_ptr() as u64;
+        // As on a Mac: mappings only, where vector loads may begin; and never the same bytes under one handle twice.
+        let mut memory = lock(&self.memory);
+        if !bytes.is_mapped() || bytes.is_empty() || !address.is_multiple_of(16) || memory.contains_key(&address) {
+            return Ok(None);
+        }
+        memory.insert(address, Memory::Borrowed(bytes.clone()));
+        Ok(Some((Handle(address), 0)))
     }
 
     fn free(&self, handle: Handle) {
@@ -249,6 +271,10 @@ impl Device for Simulated {
         let compiled = lock(&self.functions).get(launch.function.0 as usize).cloned();
         let Compiled { name, kernel, module } = compiled.ok_or_else(|| device("no such kernel"))?;
         let raw = |b: &Binding| -> Result<RawBinding> {
+            let borrowed = matches!(lock(&self.memory).get(&b.handle.0), Some(Memory::Borrowed(_)));
+            if borrowed && b.access == Access::Write {
+                return Err(device("a kernel would write the host's memory"));
+            }
             let data = self.address(b.handle, b.offset, b.bytes)?.cast();
             Ok(RawBinding { data, bytes: b.bytes as u64, writable: (b.access == Access::Write).into() })
         };

@@ -3,6 +3,7 @@
 use crate::device::{Binding, Device, Function, Handle, Launch};
 use crate::source::{self, Access, Entry};
 use crate::{Error, Result};
+use marlin_checkpoint::Bytes;
 use std::collections::{BTreeMap, HashMap};
 use std::marker::PhantomData;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -50,13 +51,15 @@ struct Allocation {
     handle: Handle,
     /// What the pool counts it as.
     bytes: usize,
+    /// The host's memory, which no one else can have afterwards.
+    borrowed: bool,
 }
 
 impl Drop for Allocation {
     fn drop(&mut self) {
         let mut state = lock(&self.pool.state);
         state.statistics.active -= self.bytes;
-        if state.statistics.cached + self.bytes <= self.pool.keep {
+        if !self.borrowed && state.statistics.cached + self.bytes <= self.pool.keep {
             state.statistics.cached += self.bytes;
             state.free.entry(self.bytes).or_default().push(self.handle);
         } else {
@@ -218,7 +221,7 @@ impl Gpu {
         };
         state.statistics.active += size;
         state.statistics.peak = state.statistics.peak.max(state.statistics.active);
-        let allocation = Allocation { pool: self.pool.clone(), handle, bytes: size };
+        let allocation = Allocation { pool: self.pool.clone(), handle, bytes: size, borrowed: false };
         Ok(Buffer { allocation: Arc::new(allocation), bytes })
     }
 
@@ -231,6 +234,21 @@ impl Gpu {
     pub fn upload<T: Plain>(&self, values: &[T]) -> Result<Slice<T>> {
         let slice = self.uninitialised(values.len())?;
         self.write(&slice, 0, values)?;
+        Ok(slice)
+    }
+
+    /// Bytes of the host on the device: used where they lie if the device can, else copied, and their pages given back.
+    pub fn adopt(&self, bytes: &Bytes) -> Result<Slice<u8>> {
+        if let Some((handle, offset)) = self.device.borrow(bytes)? {
+            let mut state = lock(&self.pool.state);
+            state.statistics.active += bytes.len();
+            state.statistics.peak = state.statistics.peak.max(state.statistics.active);
+            let allocation = Allocation { pool: self.pool.clone(), handle, bytes: bytes.len(), borrowed: true };
+            let buffer = Buffer { allocation: Arc::new(allocation), bytes: offset + bytes.len() };
+            return Ok(Slice { buffer, offset, len: bytes.len(), of: PhantomData });
+        }
+        let slice = self.upload(bytes)?;
+        bytes.release();
         Ok(slice)
     }
 

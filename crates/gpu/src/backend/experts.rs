@@ -1,13 +1,13 @@
 //! Experts: stacked by kind, each row's chosen ones computed in one launch for every kind.
 
-use super::linear::{self, After, Before, GpuLinear, Place, Rung, gemv, norm, span, trellis_gemv};
+use super::linear::{self, After, Before, Decision, GpuLinear, Place, Rung, gemv, norm, span, trellis_gemv};
 use super::stored::{Kind, Packed, Stored};
 use super::{GpuBackend, GpuRouting, Tensor};
 use crate::fallback::Reason;
 use crate::kernels::*;
 use crate::{Gpu, Slice};
 use marlin_backend::{Backend, Error, Expert, LinearHandle, Result};
-use marlin_checkpoint::Linear;
+use marlin_checkpoint::{Bytes, Linear};
 use std::sync::Mutex;
 
 /// Experts whose matrices are alike, one after another in memory.
@@ -69,14 +69,14 @@ fn project(b: &GpuBackend, linears: &[Linear]) -> Result<Option<(Projection, Vec
         return Ok(None);
     }
     let mut kinds: Vec<(Kind, Vec<usize>)> = Vec::new();
-    let mut packed = Vec::new();
+    let mut packed: Vec<Packed> = Vec::new();
     for (i, l) in linears.iter().enumerate() {
         let samples = b.samples(l)?;
         let Ok(found) = Packed::of(&l.name, &l.weight)? else { return Ok(None) };
         let new = !kinds.iter().any(|(kind, _)| *kind == found.kind);
         if new {
             let stored = found.upload(gpu)?;
-            if b.rung(&l.name, &stored, &samples)? != Rung::Fast {
+            if b.decide(&l.name, &stored, &samples)?.rung != Rung::Fast {
                 return Ok(None);
             }
             kinds.push((found.kind, Vec::new()));
@@ -89,7 +89,9 @@ fn project(b: &GpuBackend, linears: &[Linear]) -> Result<Option<(Projection, Vec
     let mut stored: Vec<Option<Stored>> = vec![None; linears.len()];
     let mut stacks = Vec::new();
     for (kind, members) in kinds {
-        let (size, factor_size) = (packed[members[0]].words.len(), packed[members[0]].factors.len());
+        // Every expert begins where vector loads may.
+        let size = packed[members[0]].words.len().next_multiple_of(16);
+        let factor_size = packed[members[0]].factors.len();
         let words: Slice<u8> = gpu.uninitialised(size * members.len())?;
         let factors: Slice<u8> = gpu.uninitialised((factor_size * members.len()).max(16))?;
         let mut places = vec![u32::MAX; linears.len()];
@@ -102,7 +104,9 @@ fn project(b: &GpuBackend, linears: &[Linear]) -> Result<Option<(Projection, Vec
                 words: words.part(n * size, size).cast(),
                 factors: factors.part(n * factor_size, factor_size.max(16)),
             });
-            (packed[i].words, packed[i].factors) = Default::default();
+            // What has been copied into the stack is needed no more.
+            packed[i].words.release();
+            (packed[i].words, packed[i].factors) = (Bytes::from_static(&[]), Vec::new());
         }
         stacks.push(Stack {
             kind,
@@ -159,7 +163,7 @@ impl GpuBackend {
                     for (i, (l, stored)) in side.into_iter().zip(stored).enumerate() {
                         let before = projection.before.as_ref().map(|b| Before { scale: part(b.scale.as_ref(), i, b.width), ..b.clone() });
                         let after = projection.after.as_ref().map(|a| After { scale: part(a.scale.as_ref(), i, a.width), ..a.clone() });
-                        let place = Place::Device { stored, before, after, bias: None, rung: Rung::Fast };
+                        let place = Place::Device { stored, before, after, bias: None, decision: Decision::FAST };
                         let (cols, rows) = (l.in_features(), l.out_features());
                         loaded.push(GpuLinear { name: l.name, cols, rows, place, latent: Mutex::default() });
                     }

@@ -1,6 +1,6 @@
 //! Latent attention in the latent space.
 
-use super::linear::{GpuLinear, Place, Rung};
+use super::linear::{GpuLinear, Place};
 use super::stored::Kind;
 use super::{GpuBackend, GpuBatch, GpuKv, Tensor};
 use crate::Slice;
@@ -45,7 +45,7 @@ impl GpuBackend {
         }
         let plain = match kv_b {
             LatentProjection::Whole(w) => match &w.place {
-                Place::Device { stored, before: None, after: None, bias: None, rung: Rung::Fast } => match stored.kind {
+                Place::Device { stored, before: None, after: None, bias: None, .. } => match stored.kind {
                     Kind::Rows { weight: WeightType::Dense { element, .. }, .. } => {
                         Some(Projection { element, data: stored.words.cast() })
                     }

@@ -8,7 +8,7 @@ use crate::{Gpu, Result, Slice};
 use marlin_backend::{Backend, Error, LinearHandle};
 use marlin_checkpoint::{InputTransform, Linear, OutputTransform};
 use marlin_cpu::{CpuBackend, CpuLinear};
-use std::sync::{Mutex, OnceLock};
+use std::sync::{Mutex, OnceLock, PoisonError};
 
 /// Batches beyond this go to the kernel for many rows.
 pub(super) const FEW_ROWS: usize = 16;
@@ -22,6 +22,17 @@ pub(super) enum Rung {
     Simple,
     /// The CPU.
     Host,
+}
+
+/// How a product is computed, and why so if not by the fastest kernels.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Decision {
+    pub rung: Rung,
+    pub reason: Option<Reason>,
+}
+
+impl Decision {
+    pub const FAST: Decision = Decision { rung: Rung::Fast, reason: None };
 }
 
 /// What happens to the inputs of a matrix.
@@ -48,7 +59,7 @@ pub(super) struct After {
 
 /// Where a layer's matrix is.
 pub(super) enum Place {
-    Device { stored: Stored, before: Option<Before>, after: Option<After>, bias: Option<Slice<f32>>, rung: Rung },
+    Device { stored: Stored, before: Option<Before>, after: Option<After>, bias: Option<Slice<f32>>, decision: Decision },
     Host { linear: Box<CpuLinear>, reason: Reason },
 }
 
@@ -148,9 +159,9 @@ impl GpuBackend {
         };
         let gpu = &self.gpu;
         let stored = packed.upload(gpu)?;
-        let rung = self.rung(&linear.name, &stored, &samples)?;
-        if rung == Rung::Host {
-            return Ok(Err(Reason::SelfCheckFailed));
+        let decision = self.decide(&linear.name, &stored, &samples)?;
+        if decision.rung == Rung::Host {
+            return Ok(Err(decision.reason.unwrap_or(Reason::SelfCheckFailed)));
         }
         let bias = linear.bias.as_ref().map(|b| gpu.upload(b)).transpose()?;
         let up = |v: Option<Vec<f32>>| v.map(|v| gpu.upload(&v)).transpose();
@@ -171,7 +182,7 @@ impl GpuBackend {
                 (Some(After { scale: up(scale)?, block, features, width, bias }), None)
             }
         };
-        Ok(Ok(Place::Device { stored, before, after, bias, rung }))
+        Ok(Ok(Place::Device { stored, before, after, bias, decision }))
     }
 
     /// `x` `[n, cols]` through a linear.
@@ -187,15 +198,15 @@ impl GpuBackend {
                 let y = cpu.linears(&[host], &values)?.pop().ok_or_else(|| Error::shape("linear", 1, 0))?;
                 self.write(x.rows, linear.rows, cpu.read(&y)?)
             }
-            Place::Device { stored, before, after, bias, rung } => {
-                if *rung == Rung::Simple {
-                    self.fallbacks.note(Reason::SelfCheckFailed, &linear.name, x.rows, [0, 0]);
+            Place::Device { stored, before, after, bias, decision } => {
+                if let Some(reason) = decision.reason {
+                    self.fallbacks.note(reason, &linear.name, x.rows, [0, 0]);
                 }
                 let input = match before {
                     Some(before) => &self.before(before, x)?,
                     None => x,
                 };
-                let y = self.product(stored, bias.as_ref(), &input.data, x.rows, *rung)?;
+                let y = self.product(stored, bias.as_ref(), &input.data, x.rows, decision.rung)?;
                 let y = Tensor { rows: x.rows, cols: stored.kind.rows(), data: y };
                 Ok(match after {
                     Some(after) => self.after(after, &y)?,
@@ -368,29 +379,30 @@ impl GpuBackend {
 
     /// How to compute products with `w`: the fastest way that agrees with the reference, for one row, a few and many. What is
     /// known of one weight holds for all of its kind and size.
-    pub(super) fn rung(&self, name: &str, w: &Stored, samples: &Samples) -> marlin_backend::Result<Rung> {
+    pub(super) fn decide(&self, name: &str, w: &Stored, samples: &Samples) -> marlin_backend::Result<Decision> {
         let key = format!("{:?}", w.kind);
-        let known = self.plan.lock().unwrap_or_else(std::sync::PoisonError::into_inner).get(&key).copied();
-        if let Some(rung) = known {
-            return Ok(rung);
+        let known = self.plan.lock().unwrap_or_else(PoisonError::into_inner).get(&key).copied();
+        if let Some(decision) = known {
+            return Ok(decision);
         }
-        let mut rung = Rung::Host;
-        for candidate in [Rung::Fast, Rung::Simple] {
-            match self.agrees(w, samples, candidate) {
+        let mut decision = Decision { rung: Rung::Host, reason: None };
+        for rung in [Rung::Fast, Rung::Simple] {
+            let (reason, what) = match self.agrees(w, samples, rung) {
                 Ok(true) => {
-                    rung = candidate;
+                    decision.rung = rung;
                     break;
                 }
-                Ok(false) => self.fallbacks.note(Reason::SelfCheckFailed, name, 0, [0, 0]),
-                Err(crate::Error::Compile { kernel, .. }) => self.fallbacks.note(Reason::KernelCompileFailed, &kernel, 0, [0, 0]),
-                Err(error @ crate::Error::Launch { .. }) => {
-                    self.fallbacks.note(Reason::SelfCheckFailed, &format!("{name}: {error}"), 0, [0, 0]);
-                }
+                Ok(false) => (Reason::SelfCheckFailed, name.to_owned()),
+                Err(crate::Error::Compile { kernel, .. }) => (Reason::KernelCompileFailed, kernel),
+                Err(error @ crate::Error::Launch { .. }) => (Reason::SelfCheckFailed, format!("{name}: {error}")),
                 Err(error) => return Err(error.into()),
-            }
+            };
+            self.fallbacks.note(reason, &what, 0, [0, 0]);
+            // What kept it from the fastest way is the reason that counts.
+            decision.reason.get_or_insert(reason);
         }
-        self.plan.lock().unwrap_or_else(std::sync::PoisonError::into_inner).insert(key, rung);
-        Ok(rung)
+        self.plan.lock().unwrap_or_else(PoisonError::into_inner).insert(key, decision);
+        Ok(decision)
     }
 
     fn agrees(&self, w: &Stored, samples: &Samples, rung: Rung) -> Result<bool> {

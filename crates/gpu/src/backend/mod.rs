@@ -1,6 +1,7 @@
 //! [`GpuBackend`]: the kernels behind the [`Backend`] trait. Activations are f32. Operations enqueue on the device's queue; only
 //! reading waits, and what has no kernel (counted, see [`crate::fallback`]).
 
+mod check;
 mod experts;
 mod latent;
 mod linear;
@@ -12,7 +13,7 @@ pub use linear::GpuLinear;
 use crate::fallback::{Fallbacks, Reason};
 use crate::kernels::*;
 use crate::{Device, Gpu, Slice};
-use linear::{Place, Rung};
+use linear::{Decision, Place, Rung};
 use marlin_backend::blocks::{RouterRule, Scoring};
 use marlin_backend::{
     Backend, Error, Expert, KvLayout, KvSpec, LatentForm, LinearHandle, Result, RopeTable, Sample, SampleRow, Step, Token, sampling,
@@ -95,14 +96,22 @@ pub struct GpuBackend {
     gpu: Gpu,
     options: GpuOptions,
     cpu: linear::Cpu,
-    plan: Mutex<HashMap<String, Rung>>,
+    plan: Mutex<HashMap<String, Decision>>,
     fallbacks: Fallbacks,
     /// What kernels are bound to that read nothing there.
     none: Slice<f32>,
 }
 
 impl GpuBackend {
-    /// The backend of `device`.
+    /// The backend of `device`, every primitive of which has been compared with the reference. The device is refused, by the
+    /// name of the primitive, if one of them computes something else.
+    pub fn open(device: Arc<dyn Device>, options: GpuOptions) -> Result<Self> {
+        let backend = Self::new(device, options)?;
+        check::primitives(&backend)?;
+        Ok(backend)
+    }
+
+    /// The same without looking. Products with weights are compared when they are loaded in any case.
     pub fn new(device: Arc<dyn Device>, options: GpuOptions) -> crate::Result<Self> {
         let gpu = Gpu::new(device, options.memory);
         let none = gpu.upload(&[0.0f32; 4])?;
@@ -117,6 +126,24 @@ impl GpuBackend {
     /// What took a slower path.
     pub fn fallbacks(&self) -> &Fallbacks {
         &self.fallbacks
+    }
+
+    /// Bytes a second that a kernel reads and writes, over `bytes` of memory.
+    pub fn bytes_per_second(&self, bytes: usize) -> crate::Result<f64> {
+        let count = CountArgs { count: (bytes / 8).clamp(1, 1 << 30) as u32 };
+        let (x, y) = (self.gpu.uninitialised(count.count as usize)?, self.gpu.uninitialised(count.count as usize)?);
+        let mut best = f64::INFINITY;
+        for _ in 0..4 {
+            const LAUNCHES: usize = 8;
+            self.gpu.device().wait()?;
+            let began = std::time::Instant::now();
+            for _ in 0..LAUNCHES {
+                Add {}.launch(&self.gpu, [count.count.div_ceil(256), 1, 1], &x, &x, &y, &count)?;
+            }
+            self.gpu.device().wait()?;
+            best = best.min(began.elapsed().as_secs_f64() / LAUNCHES as f64);
+        }
+        Ok(8.0 * f64::from(count.count) / best)
     }
 
     fn uninitialised(&self, rows: usize, cols: usize) -> crate::Result<Tensor> {
@@ -452,11 +479,11 @@ impl Backend for GpuBackend {
         }
         // A choice between experts must not turn on rounding, so logits are computed by the kernels that round nothing.
         let logits = match &gate.place {
-            Place::Device { stored, before: None, after: None, bias, rung } if x.rows > linear::FEW_ROWS => {
+            Place::Device { stored, before: None, after: None, bias, decision } if x.rows > linear::FEW_ROWS => {
                 if x.cols != gate.cols() {
                     return Err(Error::shape("route", format!("{} columns", gate.cols()), x.cols));
                 }
-                let rung = (*rung).max(Rung::Simple);
+                let rung = decision.rung.max(Rung::Simple);
                 self.product(stored, bias.as_ref(), &x.data, x.rows, rung)?
             }
             _ => self.apply(gate, x)?.data,

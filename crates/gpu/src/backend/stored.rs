@@ -5,7 +5,7 @@ use crate::kernels::{Book, CodeMap, Element, Factor, FactorArgs, WeightArgs, Wei
 use crate::{Gpu, Result, Slice};
 use marlin_backend::Error;
 use marlin_checkpoint::weight::{Grouped, ScaleTree, ScaleType, Scales, Trellis, ValueMap, Zero};
-use marlin_checkpoint::{DType, Dense, Weight};
+use marlin_checkpoint::{Bytes, DType, Dense, Weight};
 
 /// What a matrix is, without its bytes: matrices that are equal in this can be stacked and share kernels.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -40,7 +40,7 @@ impl Kind {
 /// A matrix in the host's memory, in the kernels' layout.
 pub(super) struct Packed {
     pub kind: Kind,
-    pub words: Vec<u8>,
+    pub words: Bytes,
     pub factors: Vec<u8>,
 }
 
@@ -68,7 +68,7 @@ impl Packed {
     }
 
     pub fn upload(&self, gpu: &Gpu) -> Result<Stored> {
-        let words = gpu.upload(&self.words)?.cast();
+        let words = gpu.adopt(&self.words)?.cast();
         // Kernels are bound to a buffer even where they read none of it.
         let factors = if self.factors.is_empty() { gpu.upload(&[0u8; 16])? } else { gpu.upload(&self.factors)? };
         Ok(Stored { kind: self.kind, words, factors })
@@ -77,13 +77,6 @@ impl Packed {
 
 fn not_finite(name: &str, index: usize, value: f32) -> Error {
     Error::NotFinite { name: name.to_owned(), index, value }
-}
-
-/// A matrix's bytes, to whole words.
-fn whole_words(bytes: &[u8]) -> Vec<u8> {
-    let mut words = bytes.to_vec();
-    words.resize(bytes.len().next_multiple_of(16), 0);
-    words
 }
 
 fn dense(name: &str, w: &Dense) -> marlin_backend::Result<Packed> {
@@ -106,17 +99,13 @@ fn dense(name: &str, w: &Dense) -> marlin_backend::Result<Packed> {
     let vector = (w.cols() * element.bytes()).is_multiple_of(16);
     let args = WeightArgs { rows: w.rows() as u32, cols: w.cols() as u32, ..WeightArgs::default() };
     let kind = Kind::Rows { weight: WeightType::Dense { element, vector }, args };
-    let words = whole_words(w.data());
-    w.data().release();
-    Ok(Packed { kind, words, factors: Vec::new() })
+    Ok(Packed { kind, words: w.data().clone(), factors: Vec::new() })
 }
 
 fn trellis(w: &Trellis) -> Packed {
     let (rows, cols) = (w.rows() as u32, w.cols() as u32);
     let kind = Kind::Trellis { bits: w.bits() as u32, book: Book(w.codebook()), rows, cols };
-    let words = whole_words(w.words());
-    w.words().release();
-    Packed { kind, words, factors: Vec::new() }
+    Packed { kind, words: w.words().clone(), factors: Vec::new() }
 }
 
 /// Factors one after another, each at a multiple of 16 bytes.
@@ -245,7 +234,5 @@ fn grouped(name: &str, w: &Grouped) -> marlin_backend::Result<std::result::Resul
         minimum,
         minimum_outer,
     };
-    let words = whole_words(w.codes());
-    w.codes().release();
-    Ok(Ok(Packed { kind: Kind::Rows { weight, args }, words, factors: factors.0 }))
+    Ok(Ok(Packed { kind: Kind::Rows { weight, args }, words: w.codes().clone(), factors: factors.0 }))
 }

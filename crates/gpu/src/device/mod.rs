@@ -4,6 +4,8 @@ mod cache;
 #[cfg(not(target_os = "macos"))]
 pub mod cuda;
 mod hazards;
+#[cfg(target_os = "macos")]
+pub mod metal;
 #[cfg(not(target_os = "macos"))]
 pub mod nvrtc;
 
@@ -11,6 +13,7 @@ pub use hazards::Hazards;
 
 use crate::Result;
 use crate::source::{Access, Entry, Target};
+use marlin_checkpoint::Bytes;
 
 /// What a device is.
 #[derive(Clone, Debug)]
@@ -76,6 +79,13 @@ pub trait Device: Send + Sync + 'static {
 
     /// `bytes` (at least 1) of memory with undefined contents, at a multiple of 256.
     fn allocate(&self, bytes: usize) -> Result<Handle>;
+
+    /// Bytes of the host used where they lie, without a copy, where the device can: the handle, and where they begin in it. Kernels
+    /// only read them; they are kept until the handle is freed.
+    fn borrow(&self, bytes: &Bytes) -> Result<Option<(Handle, usize)>> {
+        let _ = bytes;
+        Ok(None)
+    }
 
     /// Gives memory back, once everything asked for before is done with it.
     fn free(&self, handle: Handle);

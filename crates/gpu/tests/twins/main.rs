@@ -4,5 +4,6 @@
 
 mod blocks;
 mod device;
+mod faults;
 mod numbers;
 mod weights;
