@@ -13,7 +13,16 @@ fn main() {
     }
     let mut build = cc::Build::new();
     build.cpp(true).std("c++17").opt_level(2).pic(true).warnings(true).file("runtime/runtime.cc");
-    let objects = build.compile_intermediates();
-    println!("cargo::rustc-env=SIM_COMPILER={}", build.get_compiler().path().display());
-    println!("cargo::rustc-env=SIM_RUNTIME={}", objects[0].display());
+    // Without a compiler the crate still builds, and what would use the simulator says that it cannot.
+    let (compiler, runtime) = match (build.try_get_compiler(), build.try_compile_intermediates()) {
+        (Ok(compiler), Ok(objects)) if !objects.is_empty() => {
+            (compiler.path().display().to_string(), objects[0].display().to_string())
+        }
+        _ => {
+            println!("cargo::warning=no C++ compiler works: tests on the simulated GPU will be skipped");
+            (String::new(), String::new())
+        }
+    };
+    println!("cargo::rustc-env=SIM_COMPILER={compiler}");
+    println!("cargo::rustc-env=SIM_RUNTIME={runtime}");
 }

@@ -138,7 +138,10 @@ mod tests {
         let args = EngineArgs { device: Device::Cpu, threads: 1, exact: true, kv_type: KvType::Auto, verbose: false };
         let options = EngineOptions { max_batch: 1, ..EngineOptions::default() };
         let context = ContextArgs::default();
-        let mut engine = model::load(builtin::NAME, &args, &context, options, Prompt::Ids).unwrap().engine;
+        let mut engine =
+            model::load(crate::device::cpu(&args).unwrap(), builtin::NAME, &args, &context, options, Prompt::Ids)
+                .unwrap()
+                .engine;
         let request = Request { max_tokens: Some(16), ignore_eos: true, ..Request::new(vec![1, 2, 3]) };
         let failed = answer(&mut engine, request, &interrupt::watch(), &mut |_, _| Err(Failure::BrokenPipe));
         assert!(matches!(failed, Err(Failure::BrokenPipe)));

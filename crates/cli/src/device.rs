@@ -82,12 +82,13 @@ impl Runs for GpuBackend {
     }
 }
 
-/// A backend that has been opened.
+/// A backend that has been opened; there is one.
+#[allow(clippy::large_enum_variant)] // moved once
 pub enum Opened {
     /// The processor.
     Cpu(CpuBackend),
     /// A GPU.
-    Gpu(Box<GpuBackend>),
+    Gpu(GpuBackend),
 }
 
 /// Runs `$body` with the backend that `$args` ask for, whichever it is.
@@ -95,10 +96,7 @@ macro_rules! on_device {
     ($args:expr, |$backend:ident| $body:expr) => {
         match $crate::device::open($args)? {
             $crate::device::Opened::Cpu($backend) => $body,
-            $crate::device::Opened::Gpu(boxed) => {
-                let $backend = *boxed;
-                $body
-            }
+            $crate::device::Opened::Gpu($backend) => $body,
         }
     };
 }
@@ -126,7 +124,7 @@ pub fn open(args: &EngineArgs) -> Result<Opened> {
         Device::Metal => (Some(Device::Metal), true),
     };
     match gpu(args, wanted) {
-        Ok(backend) => Ok(Opened::Gpu(Box::new(backend))),
+        Ok(backend) => Ok(Opened::Gpu(backend)),
         Err(Unusable { why, .. }) if named => Err(Failure::text(format!("the GPU cannot be used: {why}"))),
         Err(Unusable { why, absent }) => {
             // That there is no GPU is nothing to be told of, unless one asks; that one is there and is not used is.

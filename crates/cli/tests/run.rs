@@ -252,7 +252,8 @@ fn options_may_come_from_the_environment() {
 /// A GPU that this system cannot have is an error where it is asked for by name, in one line; `auto` computes all the same.
 #[test]
 fn a_gpu_that_is_not_there_is_told_in_one_line() {
-    let (device, why) = if cfg!(target_os = "macos") { ("cuda", "macOS has no CUDA") } else { ("metal", "only macOS has Metal") };
+    let (device, why) =
+        if cfg!(target_os = "macos") { ("cuda", "macOS has no CUDA") } else { ("metal", "only macOS has Metal") };
     let error = marlin(&["run", "Once", "--device", device]).error(1);
     assert_eq!(error, format!("the GPU cannot be used: {why}"));
     let found = marlin(&["run", "Once", "--max-tokens", "2", "--json", "--exact", "--verbose"]);

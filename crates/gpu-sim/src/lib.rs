@@ -123,7 +123,8 @@ impl Simulated {
     /// Why it cannot run here, if it cannot: there is no compiler.
     pub fn absent() -> Option<String> {
         let compiler = env!("SIM_COMPILER");
-        let works = !compiler.is_empty() && Command::new(compiler).arg("--version").output().is_ok_and(|o| o.status.success());
+        let works =
+            !compiler.is_empty() && Command::new(compiler).arg("--version").output().is_ok_and(|o| o.status.success());
         (!works).then(|| format!("the simulated GPU needs a C++ compiler; {compiler:?} does not run"))
     }
 
@@ -133,7 +134,9 @@ impl Simulated {
         let pages = match memory.get_mut(&handle.0).ok_or_else(|| device("no such buffer"))? {
             Memory::Own(pages) => pages,
             Memory::Borrowed(held) if offset + bytes <= held.len() => return Ok(held[offset..].as_ptr().cast_mut()),
-            Memory::Borrowed(held) => return Err(device(format!("bytes {offset}..{} of {}", offset + bytes, held.len()))),
+            Memory::Borrowed(held) => {
+                return Err(device(format!("bytes {offset}..{} of {}", offset + bytes, held.len())));
+            }
         };
         let there = (pages.len() - 2) * GUARD;
         if offset + bytes > there {
@@ -189,14 +192,25 @@ fn build(text: &str, first: &str) -> Result<PathBuf> {
     let compiler = env!("SIM_COMPILER");
     let result = compile(
         Command::new(compiler)
-            .args(["-std=c++17", "-O1", "-fPIC", "-fsanitize=thread", "-fno-exceptions", "-fno-rtti", "-ffp-contract=off", "-w"])
+            .args([
+                "-std=c++17",
+                "-O1",
+                "-fPIC",
+                "-fsanitize=thread",
+                "-fno-exceptions",
+                "-fno-rtti",
+                "-ffp-contract=off",
+                "-w",
+            ])
             // What -march=native would do to half precision on some machines is not what is tested.
             .args(["-x", "c++", "-c"])
             .arg(&source)
             .arg("-o")
             .arg(&object),
     )
-    .and_then(|()| compile(Command::new(compiler).args(["-shared", "-o"]).arg(&made).arg(&object).arg(env!("SIM_RUNTIME"))));
+    .and_then(|()| {
+        compile(Command::new(compiler).args(["-shared", "-o"]).arg(&made).arg(&object).arg(env!("SIM_RUNTIME")))
+    });
     if result.is_ok() {
         std::fs::rename(&made, &library).map_err(device)?;
     }
@@ -325,8 +339,11 @@ impl Device for Simulated {
 /// Puts the source of every "line N" behind the message.
 fn quote_lines(why: &str, text: &str) -> String {
     let mut out = why.to_owned();
-    let mut numbers: Vec<usize> =
-        why.split("line ").skip(1).filter_map(|s| s.split(|c: char| !c.is_ascii_digit()).next()?.parse().ok()).collect();
+    let mut numbers: Vec<usize> = why
+        .split("line ")
+        .skip(1)
+        .filter_map(|s| s.split(|c: char| !c.is_ascii_digit()).next()?.parse().ok())
+        .collect();
     numbers.sort_unstable();
     numbers.dedup();
     for n in numbers {

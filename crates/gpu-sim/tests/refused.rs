@@ -33,7 +33,8 @@ fn run(body: &str, order: Order) -> Result<Vec<f32>, String> {
     });
     let values: Vec<u8> = (0..256).flat_map(|i| (i as f32).to_le_bytes()).collect();
     device.upload(x.handle, 0, &values).unwrap();
-    let launch = Launch { function, threads: 64, groups: [2, 1, 1], bindings: &[x, y], arguments: &256u32.to_le_bytes() };
+    let launch =
+        Launch { function, threads: 64, groups: [2, 1, 1], bindings: &[x, y], arguments: &256u32.to_le_bytes() };
     device.launch(&launch).map_err(|e| e.to_string())?;
     let mut out = vec![0; 1024];
     device.download(y.handle, 0, &mut out).unwrap();
@@ -50,7 +51,9 @@ fn refused(why: &str, wrong: &str, right: &str) {
         let found = run(wrong, order).unwrap_err();
         assert!(found.contains(why), "{order:?}: {found}");
     }
-    let bits = |order| run(right, order).unwrap_or_else(|e| panic!("{order:?}: {e}")).into_iter().map(f32::to_bits).collect::<Vec<_>>();
+    let bits = |order| {
+        run(right, order).unwrap_or_else(|e| panic!("{order:?}: {e}")).into_iter().map(f32::to_bits).collect::<Vec<_>>()
+    };
     let expected = bits(Order::Forward);
     assert!(expected.iter().any(|b| !f32::from_bits(*b).is_nan()), "nothing was written");
     for order in Order::ALL {
@@ -171,7 +174,11 @@ fn a_barrier_that_not_all_reach() {
 fn accesses_out_of_bounds() {
     let write = "y[at.group.x * 64 + at.thread_] =";
     refused("out of bounds", &format!("{write} x[at.thread_ + 200];"), &format!("{write} x[at.thread_ + 192];"));
-    refused("out of bounds", "y[at.group.x * 64 + at.thread_ + 129] = 1.0f;", "y[at.group.x * 64 + at.thread_ + 128] = 1.0f;");
+    refused(
+        "out of bounds",
+        "y[at.group.x * 64 + at.thread_ + 129] = 1.0f;",
+        "y[at.group.x * 64 + at.thread_ + 128] = 1.0f;",
+    );
     refused("out of bounds", &format!("{write} x[int(at.thread_) - 1];"), &format!("{write} x[at.thread_];"));
     refused(
         "out of bounds",
@@ -192,7 +199,11 @@ fn writes_to_what_is_only_read() {
 #[test]
 fn threadgroup_memory_that_nobody_wrote() {
     let write = "y[at.group.x * 64 + at.thread_] =";
-    refused("nobody has written", &format!("{write} s[at.thread_];"), &format!("s[at.thread_] = 2.0f; {write} s[at.thread_];"));
+    refused(
+        "nobody has written",
+        &format!("{write} s[at.thread_];"),
+        &format!("s[at.thread_] = 2.0f; {write} s[at.thread_];"),
+    );
 }
 
 #[test]
@@ -201,7 +212,9 @@ fn operations_of_a_simdgroup_give_what_they_say() {
         eprintln!("SKIPPED: {absent}");
         return;
     }
-    let of = |expression: &str| run(&format!("y[at.group.x * 64 + at.thread_] = {expression};"), Order::Shuffled(7)).unwrap();
+    let of = |expression: &str| {
+        run(&format!("y[at.group.x * 64 + at.thread_] = {expression};"), Order::Shuffled(7)).unwrap()
+    };
     let xor = of("lane_xor(float(at.thread_), 5)");
     let total = of("simd_total(float(at.thread_))");
     let value = of("lane_value(float(at.thread_), 3)");

@@ -48,7 +48,11 @@ mod cuda {
         }
 
         fn report(&self, what: &str, us: f64, bytes: usize, operations: f64) {
-            println!("{what:<44} {us:8.2} us  {:7.0} GB/s  {:7.2} TFLOP/s", bytes as f64 / us / 1e3, operations / us / 1e6);
+            println!(
+                "{what:<44} {us:8.2} us  {:7.0} GB/s  {:7.2} TFLOP/s",
+                bytes as f64 / us / 1e3,
+                operations / us / 1e6
+            );
         }
 
         fn trellis(&self, k: usize, n: usize, bits: u32, book: Codebook) -> Result<()> {
@@ -78,16 +82,15 @@ mod cuda {
 
         fn grouped(&self, what: &str, k: usize, n: usize, weight: WeightType, bits: usize, group: usize) -> Result<()> {
             let bytes = k * n * bits / 8;
-            let scales = if group == 0 { 0 } else { k * n / group * 2 };
+            let scales = (k * n).checked_div(group).unwrap_or(0) * 2;
             let copies = (self.bytes / bytes).max(1);
             let x: Slice<f32> = self.gpu.upload(&vec![0.25f32; 256 * k])?;
             let y: Slice<f32> = self.gpu.uninitialised(256 * n)?;
             let index: Slice<u32> = self.none.cast();
-            let mut w = WeightArgs { rows: n as u32, cols: k as u32, words: (k * bits / 32) as u32, ..WeightArgs::default() };
-            if group > 0 {
-                w.scale.stride = (k / group * 2) as u32;
-                w.scale.col_shift = group.trailing_zeros();
-            }
+            let mut w =
+                WeightArgs { rows: n as u32, cols: k as u32, words: (k * bits / 32) as u32, ..WeightArgs::default() };
+            w.scale.stride = (k.checked_div(group).unwrap_or(0) * 2) as u32;
+            w.scale.col_shift = group.max(1).trailing_zeros();
             for m in [1u32, 4] {
                 for (r, simds) in [(1, 4), (2, 4), (4, 2), (4, 4), (4, 8), (8, 4)] {
                     if m == 4 && (r != 2 || simds != 4) {

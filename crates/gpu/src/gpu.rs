@@ -83,7 +83,7 @@ impl Buffer {
 
     /// All of it as values of `T`; what remains at the end is left out.
     pub fn slice<T>(&self) -> Slice<T> {
-        Slice { buffer: self.clone(), offset: 0, len: self.bytes / size_of::<T>(), of: PhantomData }
+        Slice { buffer: self.clone(), offset: 0, bytes: self.bytes, of: PhantomData }
     }
 }
 
@@ -91,34 +91,34 @@ impl Buffer {
 pub struct Slice<T> {
     buffer: Buffer,
     offset: usize,
-    len: usize,
+    bytes: usize,
     of: PhantomData<T>,
 }
 
 impl<T> Clone for Slice<T> {
     fn clone(&self) -> Self {
-        Self { buffer: self.buffer.clone(), offset: self.offset, len: self.len, of: PhantomData }
+        Self { buffer: self.buffer.clone(), offset: self.offset, bytes: self.bytes, of: PhantomData }
     }
 }
 
 impl<T> Slice<T> {
-    /// Values.
+    /// Whole values.
     #[allow(clippy::len_without_is_empty)] // nobody asks
     pub fn len(&self) -> usize {
-        self.len
+        self.bytes / size_of::<T>()
     }
 
     /// `len` values from number `from` on, or as many of them as there are.
     pub fn part(&self, from: usize, len: usize) -> Self {
-        let from = from.min(self.len);
+        let from = from.min(self.len());
+        let len = len.min(self.len() - from);
         let offset = self.offset + from * size_of::<T>();
-        Self { buffer: self.buffer.clone(), offset, len: len.min(self.len - from), of: PhantomData }
+        Self { buffer: self.buffer.clone(), offset, bytes: len * size_of::<T>(), of: PhantomData }
     }
 
     /// The same bytes as values of another type.
     pub fn cast<U>(&self) -> Slice<U> {
-        let len = self.len * size_of::<T>() / size_of::<U>();
-        Slice { buffer: self.buffer.clone(), offset: self.offset, len, of: PhantomData }
+        Slice { buffer: self.buffer.clone(), offset: self.offset, bytes: self.bytes, of: PhantomData }
     }
 
     /// Whether somebody else holds the buffer, too.
@@ -129,7 +129,7 @@ impl<T> Slice<T> {
     /// How a kernel is bound to them.
     pub fn binding(&self, access: Access) -> Binding {
         let handle = self.buffer.allocation.handle;
-        Binding { handle, offset: self.offset, bytes: self.len * size_of::<T>(), access }
+        Binding { handle, offset: self.offset, bytes: self.bytes, access }
     }
 }
 
@@ -245,7 +245,7 @@ impl Gpu {
             state.statistics.peak = state.statistics.peak.max(state.statistics.active);
             let allocation = Allocation { pool: self.pool.clone(), handle, bytes: bytes.len(), borrowed: true };
             let buffer = Buffer { allocation: Arc::new(allocation), bytes: offset + bytes.len() };
-            return Ok(Slice { buffer, offset, len: bytes.len(), of: PhantomData });
+            return Ok(Slice { buffer, offset, bytes: bytes.len(), of: PhantomData });
         }
         let slice = self.upload(bytes)?;
         bytes.release();
@@ -254,8 +254,8 @@ impl Gpu {
 
     /// Overwrites values from number `at` on.
     pub fn write<T: Plain>(&self, to: &Slice<T>, at: usize, values: &[T]) -> Result<()> {
-        if at + values.len() > to.len {
-            return Err(Error::Device(format!("{} values do not fit {} from {at} on", values.len(), to.len)));
+        if at + values.len() > to.len() {
+            return Err(Error::Device(format!("{} values do not fit {} from {at} on", values.len(), to.len())));
         }
         if values.is_empty() {
             return Ok(());
@@ -265,10 +265,11 @@ impl Gpu {
 
     /// The values, once everything asked for before is done.
     pub fn read<T: Plain + Default>(&self, from: &Slice<T>) -> Result<Vec<T>> {
-        let mut values = vec![T::default(); from.len];
-        if from.len > 0 {
+        let mut values = vec![T::default(); from.len()];
+        if !values.is_empty() {
             // SAFETY: the bytes of `values`, of which every pattern is a value.
-            let out = unsafe { std::slice::from_raw_parts_mut(values.as_mut_ptr().cast(), from.len * size_of::<T>()) };
+            let out =
+                unsafe { std::slice::from_raw_parts_mut(values.as_mut_ptr().cast(), size_of_val(values.as_slice())) };
             self.device.download(from.buffer.allocation.handle, from.offset, out)?;
         }
         Ok(values)
@@ -308,7 +309,8 @@ impl Gpu {
             return Ok(());
         }
         for (i, w) in bindings.iter().enumerate().filter(|(_, b)| b.access == Access::Write) {
-            let overlaps = |b: &Binding| b.handle == w.handle && b.offset < w.offset + w.bytes && w.offset < b.offset + b.bytes;
+            let overlaps =
+                |b: &Binding| b.handle == w.handle && b.offset < w.offset + w.bytes && w.offset < b.offset + b.bytes;
             if let Some(j) = bindings.iter().enumerate().position(|(j, b)| j != i && overlaps(b)) {
                 let why = format!("buffer {i} is written, and is part of buffer {j}, too");
                 return Err(Error::Launch { kernel: name.to_owned(), why });

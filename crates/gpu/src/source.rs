@@ -1,7 +1,6 @@
 //! The text of a module: a prelude, the bodies, and one entry point for every instance that is wanted.
 
 use std::collections::BTreeMap;
-use std::fmt::Write;
 
 /// Whose compiler reads the text.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -130,59 +129,65 @@ pub fn module_of(target: Target, bodies: &str, entries: &[Entry]) -> String {
 }
 
 fn entry_point(target: Target, e: &Entry) -> String {
-    let Entry { name, threads, parameters, arguments, .. } = e;
+    let Entry { name, threads, arguments, .. } = e;
     let constness = |p: &Parameter| if p.access == Access::Read { "const " } else { "" };
-    let mut out = String::new();
-    let mut shared = String::new();
-    // Writing to a string cannot fail.
-    match target {
+    let numbered = || e.parameters.iter().enumerate();
+    let shared = |declare: &dyn Fn(usize, &str, usize) -> String| -> String {
+        e.shared
+            .iter()
+            .enumerate()
+            .map(|(i, (element, length))| format!("  {};\n", declare(i, element, *length)))
+            .collect()
+    };
+    let (head, body, here) = match target {
         Target::Metal => {
-            _ = write!(out, "\n[[kernel, max_total_threads_per_threadgroup({threads})]] ENTRY void {name}(");
-            for (i, p) in parameters.iter().enumerate() {
-                _ = write!(out, "device {}{} *{} [[buffer({i})]], ", constness(p), p.element, p.name);
-            }
-            _ = write!(
-                out,
-                "constant {arguments} &arguments [[buffer({})]], uint3 group_at [[threadgroup_position_in_grid]], \
+            let buffers: String = numbered()
+                .map(|(i, p)| format!("device {}{} *{} [[buffer({i})]], ", constness(p), p.element, p.name))
+                .collect();
+            let head = format!(
+                "[[kernel, max_total_threads_per_threadgroup({threads})]] ENTRY void {name}({buffers}\
+                 constant {arguments} &arguments [[buffer({})]], uint3 group_at [[threadgroup_position_in_grid]], \
                  uint thread_at [[thread_index_in_threadgroup]], uint lane_at [[thread_index_in_simdgroup]], \
-                 uint simd_at [[simdgroup_index_in_threadgroup]]) {{\n",
-                parameters.len()
+                 uint simd_at [[simdgroup_index_in_threadgroup]])",
+                e.parameters.len()
             );
-            for (i, (element, length)) in e.shared.iter().enumerate() {
-                _ = write!(shared, "  SHARED_STORAGE threadgroup {element} shared{i}[{length}];\n");
-            }
+            let arrays =
+                shared(&|i, element, length| format!("SHARED_STORAGE threadgroup {element} shared{i}[{length}]"));
+            (head, arrays, "here(group_at, thread_at, lane_at, simd_at)")
         }
         Target::Cuda => {
-            _ = write!(out, "\nextern \"C\" __global__ void __launch_bounds__({threads}) {name}(");
-            for p in parameters {
-                let restrict = if p.access == Access::Read { " __restrict__" } else { "" };
-                _ = write!(out, "{}{} *{restrict} {}, ", constness(p), p.element, p.name);
-            }
-            _ = write!(out, "const {arguments} arguments) {{\n");
-            for (i, (element, length)) in e.shared.iter().enumerate() {
-                _ = write!(shared, "  __shared__ __align__(16) {element} shared{i}[{length}];\n");
-            }
+            let restrict = |p: &Parameter| if p.access == Access::Read { " __restrict__" } else { "" };
+            let buffers: String = e
+                .parameters
+                .iter()
+                .map(|p| format!("{}{} *{} {}, ", constness(p), p.element, restrict(p), p.name))
+                .collect();
+            let head = format!(
+                "extern \"C\" __global__ void __launch_bounds__({threads}) {name}({buffers}const {arguments} arguments)"
+            );
+            let arrays =
+                shared(&|i, element, length| format!("__shared__ __align__(16) {element} shared{i}[{length}]"));
+            (head, arrays, "here()")
         }
         Target::Host => {
-            _ = write!(out, "\nextern \"C\" __attribute__((no_sanitize(\"thread\"))) void {name}(void **buffers) {{\n");
-            for (i, p) in parameters.iter().enumerate() {
-                _ = write!(out, "  {c}{t} *{n} = ({c}{t} *)buffers[{i}];\n", c = constness(p), t = p.element, n = p.name);
-            }
-            _ = write!(out, "  const {arguments} &arguments = *(const {arguments} *)buffers[{}];\n", parameters.len());
-            for (i, (element, length)) in e.shared.iter().enumerate() {
-                _ = write!(shared, "  {element} *shared{i} = ({element} *)sim_shared({i}, sizeof({element}) * {length});\n");
-            }
+            let buffers: String = numbered()
+                .map(|(i, p)| {
+                    let (c, t) = (constness(p), p.element);
+                    format!("  {c}{t} *{} = ({c}{t} *)buffers[{i}];\n", p.name)
+                })
+                .collect();
+            let head = format!("extern \"C\" __attribute__((no_sanitize(\"thread\"))) void {name}(void **buffers)");
+            let last = e.parameters.len();
+            let arrays = shared(&|i, element, length| {
+                format!("{element} *shared{i} = ({element} *)sim_shared({i}, sizeof({element}) * {length})")
+            });
+            let body =
+                format!("{buffers}  const {arguments} &arguments = *(const {arguments} *)buffers[{last}];\n{arrays}");
+            (head, body, "here()")
         }
-    }
-    out.push_str(&shared);
-    let here = match target {
-        Target::Metal => "here(group_at, thread_at, lane_at, simd_at)",
-        Target::Cuda | Target::Host => "here()",
     };
-    _ = write!(out, "  {}({here}", e.call);
-    parameters.iter().for_each(|p| _ = write!(out, ", {}", p.name));
-    out.push_str(", arguments");
-    (0..e.shared.len()).for_each(|i| _ = write!(out, ", shared{i}"));
-    out.push_str(");\n}\n");
-    out
+    let names = e.parameters.iter().map(|p| p.name.to_owned());
+    let passed: Vec<String> =
+        names.chain([String::from("arguments")]).chain((0..e.shared.len()).map(|i| format!("shared{i}"))).collect();
+    format!("\n{head} {{\n{body}  {}({here}, {});\n}}\n", e.call, passed.join(", "))
 }

@@ -45,11 +45,26 @@ fn check(clang: &str, mode: Mode, text: &Path) -> Option<String> {
             .arg("-include")
             .arg(stubs.join("opencl.h")),
     };
-    command.args(["-fsyntax-only", "-ferror-limit=20", "-Wall", "-Wextra", "-Werror", "-Wno-unknown-attributes", "-Wno-ignored-attributes"]);
-    command.args(["-Wno-unused-parameter", "-Wno-unused-function", "-Wno-undefined-inline", "-Wno-undefined-internal", "-Wno-unused-const-variable"]);
+    command.args([
+        "-fsyntax-only",
+        "-ferror-limit=20",
+        "-Wall",
+        "-Wextra",
+        "-Werror",
+        "-Wno-unknown-attributes",
+        "-Wno-ignored-attributes",
+    ]);
+    command.args([
+        "-Wno-unused-parameter",
+        "-Wno-unused-function",
+        "-Wno-undefined-inline",
+        "-Wno-undefined-internal",
+        "-Wno-unused-const-variable",
+    ]);
     command.args(["-Wno-sign-compare", "-Wno-pass-failed", "-Wno-unused-variable", "-Wno-unused-local-typedef"]);
     let output = command.arg("-I").arg(&stubs).arg(text).output().unwrap();
-    (!output.status.success()).then(|| String::from_utf8_lossy(&output.stderr).lines().take(60).collect::<Vec<_>>().join("\n"))
+    (!output.status.success())
+        .then(|| String::from_utf8_lossy(&output.stderr).lines().take(60).collect::<Vec<_>>().join("\n"))
 }
 
 /// What MSL asks for and clang does not: an address space on every pointer and reference, and none of the things that the other
@@ -67,11 +82,18 @@ fn lint(text: &str) -> Vec<String> {
             let before = code[..i].trim_end();
             let after = code[i + 1..].trim_start();
             let kind = before.rsplit(|c: char| !c.is_alphanumeric() && c != '_' && c != '>').next().unwrap_or_default();
-            let is_type = ["float", "uint", "int", "uchar", "ushort", "half", "uint4", "uint2", "float4", "T", "W", "Raw", "MatTile"].contains(&kind)
+            let is_type = [
+                "float", "uint", "int", "uchar", "ushort", "half", "uint4", "uint2", "float4", "T", "W", "Raw",
+                "MatTile",
+            ]
+            .contains(&kind)
                 || kind.ends_with("Args");
             let name: String = after.chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect();
             let next = after[name.len()..].trim_start().chars().next().unwrap_or(';');
-            let declares = is_type && !name.is_empty() && !name.starts_with(|c: char| c.is_ascii_digit()) && ",)=;[".contains(next);
+            let declares = is_type
+                && !name.is_empty()
+                && !name.starts_with(|c: char| c.is_ascii_digit())
+                && ",)=;[".contains(next);
             let casts = is_type && after.starts_with(')');
             if !(declares || casts) || (i > 0 && bytes[i - 1] == b'&') {
                 continue;
@@ -86,9 +108,12 @@ fn lint(text: &str) -> Vec<String> {
         }
         // A function that calls itself: MSL has no recursion.
         if let Some(rest) = code.split("FN ").nth(1) {
-            let name = rest.split('(').next().unwrap_or_default().split_whitespace().last().unwrap_or_default().to_owned();
+            let name =
+                rest.split('(').next().unwrap_or_default().split_whitespace().last().unwrap_or_default().to_owned();
             let body = rest.split_once('{').map_or("", |(_, b)| b);
-            let calls = body.match_indices(&format!("{name}(")).any(|(i, _)| !body[..i].ends_with(|c: char| c.is_alphanumeric() || c == '_'));
+            let calls = body
+                .match_indices(&format!("{name}("))
+                .any(|(i, _)| !body[..i].ends_with(|c: char| c.is_alphanumeric() || c == '_'));
             if !name.is_empty() && calls {
                 found.push(format!("{}: recursion: {}", n + 1, line.trim()));
             }
@@ -165,7 +190,8 @@ fn cuda_takes_every_kernel() {
         for architecture in ["sm_80", "sm_89", "sm_90a", "sm_120"] {
             let text = &text;
             scope.spawn(move || {
-                let code = nvrtc::compile(text, architecture, "every kernel").unwrap_or_else(|e| panic!("{architecture}: {e}"));
+                let code = nvrtc::compile(text, architecture, "every kernel")
+                    .unwrap_or_else(|e| panic!("{architecture}: {e}"));
                 // An ELF file for the machine.
                 assert_eq!(&code[..4], b"\x7fELF", "{architecture}");
             });

@@ -116,7 +116,9 @@ fn likelihood(logits: &[f32], ids: &[u32], vocab: usize) -> f64 {
 
 /// Texts to run: those of a model's own folder, or of the model it was made from.
 fn prompt(path: &Path) -> Vec<u32> {
-    let own = |folder: &Path| folder.join("reference.safetensors").exists().then(|| Expected::open(folder).ids("long.input_ids"));
+    let own = |folder: &Path| {
+        folder.join("reference.safetensors").exists().then(|| Expected::open(folder).ids("long.input_ids"))
+    };
     let shared = root().join("../shared/models");
     let name = name_of(path);
     let of_family = ["fable-glm4-moe-lite", "fable-qwen3-moe", "fable-qwen2-moe", "fable-qwen3", "fable-llama"];
@@ -131,7 +133,8 @@ fn prompt(path: &Path) -> Vec<u32> {
 fn interop() -> Vec<PathBuf> {
     let shared = root().join("../shared/interop");
     let list = |part: &str| -> Vec<PathBuf> {
-        let mut found: Vec<_> = std::fs::read_dir(shared.join(part)).into_iter().flatten().map(|e| e.unwrap().path()).collect();
+        let mut found: Vec<_> =
+            std::fs::read_dir(shared.join(part)).into_iter().flatten().map(|e| e.unwrap().path()).collect();
         found.sort();
         found
     };

@@ -4,10 +4,10 @@ use crate::error::{Failure, Result};
 use crate::{builtin, device, interrupt, model, output};
 use marlin_checkpoint::Hub;
 use marlin_cpu::{Cpu, CpuBackend, CpuOptions, bandwidth};
-use marlin_gpu::kernels::Element;
-use marlin_gpu::{GpuBackend, GpuOptions};
 use marlin_eval::check::{self, Check};
 use marlin_eval::machine::{self, Memory};
+use marlin_gpu::kernels::Element;
+use marlin_gpu::{GpuBackend, GpuOptions};
 use output::bytes;
 use serde::Serialize;
 
@@ -104,7 +104,8 @@ impl Gpu {
 
     fn text(&self) -> String {
         let Some(name) = &self.name else { return format!("none: {}", self.unusable.as_deref().unwrap_or_default()) };
-        let (architecture, driver) = (self.architecture.as_deref().unwrap_or_default(), self.driver.as_deref().unwrap_or_default());
+        let (architecture, driver) =
+            (self.architecture.as_deref().unwrap_or_default(), self.driver.as_deref().unwrap_or_default());
         let memory = bytes(self.memory_bytes.unwrap_or_default() as u64);
         let check = match (&self.unusable, self.self_check) {
             (Some(why), _) => format!("not used: {why}"),

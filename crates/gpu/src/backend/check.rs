@@ -3,7 +3,9 @@
 
 use super::GpuBackend;
 use marlin_backend::blocks::{RouterRule, Scoring};
-use marlin_backend::{Backend, Error, Expert, KvLayout, KvSpec, LatentForm, Reference, Result, RopeTable, SequenceStep, Step, Token};
+use marlin_backend::{
+    Backend, Error, Expert, KvLayout, KvSpec, LatentForm, Reference, Result, RopeTable, SequenceStep, Step, Token,
+};
 use marlin_checkpoint::{DType, Dense, LatentProjection, Linear, Tensor, TensorInfo, Weight};
 
 /// Greatest difference, relative to the largest value, that is taken for rounding.
@@ -16,7 +18,8 @@ pub(super) fn primitives(b: &GpuBackend) -> Result<()> {
     for ((name, found), (_, expected)) in found.iter().zip(&expected) {
         let scale = expected.iter().fold(1e-6f32, |m, v| m.max(v.abs()));
         // Written so that NaN fails.
-        let good = found.len() == expected.len() && found.iter().zip(expected).all(|(a, b)| (a - b).abs() <= LIMIT * scale);
+        let good =
+            found.len() == expected.len() && found.iter().zip(expected).all(|(a, b)| (a - b).abs() <= LIMIT * scale);
         if !good {
             return Err(Error::Device(format!("{}: {name} does not compute what the reference computes", b.name())));
         }
@@ -95,7 +98,8 @@ fn all<B: Backend>(b: &B) -> Result<Vec<(&'static str, Vec<f32>)>> {
     }
     let kv_b = b.linear(numbers.dense(heads * (nope + value), rank)?)?;
     let q = b.write(4, heads * (nope + rope), numbers.many(4 * heads * (nope + rope)))?;
-    let y = b.latent_attention(&q, LatentProjection::Whole(&kv_b), &kv, 0, heads, 0.1, LatentForm::Absorbed, &second)?;
+    let y =
+        b.latent_attention(&q, LatentProjection::Whole(&kv_b), &kv, 0, heads, 0.1, LatentForm::Absorbed, &second)?;
     found.push(("latent_attention", b.read(&y)?));
     let experts = 12;
     let gate = b.linear(numbers.dense(experts, 20)?)?;

@@ -1,6 +1,8 @@
 //! Experts: stacked by kind, each row's chosen ones computed in one launch for every kind.
 
-use super::linear::{self, After, Before, Decision, GpuLinear, Place, Rung, gemv, norm, span, trellis_gemv};
+use super::decide::{Decision, Rung};
+use super::linear::{self, After, Before, GpuLinear, OnDevice, Place, norm, span};
+use super::product::{gemv, trellis_gemv};
 use super::stored::{Kind, Packed, Stored};
 use super::{GpuBackend, GpuRouting, Tensor};
 use crate::fallback::Reason;
@@ -58,12 +60,12 @@ fn project(b: &GpuBackend, linears: &[Linear]) -> Result<Option<(Projection, Vec
             Err(_) => return Ok(None),
         }
     }
-    let alike = |a: &linear::Around_| {
-        let sides = |a: &linear::Around_| {
-            let before = a.before.as_ref().map(|(order, scale, block)| (order.is_some(), scale.is_some(), *block));
-            (before, a.after.as_ref().map(|(scale, block)| (scale.is_some(), *block)))
+    let alike = |a: &linear::Surroundings| {
+        let sides = |a: &linear::Surroundings| {
+            let before = a.before.as_ref().map(|b| (b.scale.is_some(), b.block));
+            (before, a.after.as_ref().map(|a| (a.scale.is_some(), a.block)))
         };
-        sides(a) == sides(&around[0]) && a.before.as_ref().is_none_or(|(order, ..)| order.is_none())
+        sides(a) == sides(&around[0]) && a.before.as_ref().is_none_or(|b| b.order.is_none())
     };
     if !around.iter().all(alike) {
         return Ok(None);
@@ -121,16 +123,16 @@ fn project(b: &GpuBackend, linears: &[Linear]) -> Result<Option<(Projection, Vec
     let ([inputs, outputs], [cols, rows]) = shape(first);
     let before = match &around[0].before {
         None => None,
-        Some((_, scale, block)) => {
-            let scales = around.iter().filter_map(|a| a.before.as_ref()?.1.clone()).collect();
+        Some(linear::Inputs { scale, block, .. }) => {
+            let scales = around.iter().filter_map(|a| a.before.as_ref()?.scale.clone()).collect();
             let scale = if scale.is_some() { Some(joined(gpu, scales)?) } else { None };
             Some(Before { order: None, scale, block: *block, features: inputs, width: cols })
         }
     };
     let after = match &around[0].after {
         None => None,
-        Some((scale, block)) => {
-            let scales = around.iter().filter_map(|a| a.after.as_ref()?.0.clone()).collect();
+        Some(linear::Outputs { scale, block }) => {
+            let scales = around.iter().filter_map(|a| a.after.as_ref()?.scale.clone()).collect();
             let scale = if scale.is_some() { Some(joined(gpu, scales)?) } else { None };
             Some(After { scale, block: *block, features: outputs, width: rows, bias: None })
         }
@@ -161,9 +163,21 @@ impl GpuBackend {
                 }
                 Some((projection, stored)) => {
                     for (i, (l, stored)) in side.into_iter().zip(stored).enumerate() {
-                        let before = projection.before.as_ref().map(|b| Before { scale: part(b.scale.as_ref(), i, b.width), ..b.clone() });
-                        let after = projection.after.as_ref().map(|a| After { scale: part(a.scale.as_ref(), i, a.width), ..a.clone() });
-                        let place = Place::Device { stored, before, after, bias: None, decision: Decision::FAST };
+                        let before = projection
+                            .before
+                            .as_ref()
+                            .map(|b| Before { scale: part(b.scale.as_ref(), i, b.width), ..b.clone() });
+                        let after = projection
+                            .after
+                            .as_ref()
+                            .map(|a| After { scale: part(a.scale.as_ref(), i, a.width), ..a.clone() });
+                        let place = Place::Device(Box::new(OnDevice {
+                            stored,
+                            before,
+                            after,
+                            bias: None,
+                            decision: Decision::FAST,
+                        }));
                         let (cols, rows) = (l.in_features(), l.out_features());
                         loaded.push(GpuLinear { name: l.name, cols, rows, place, latent: Mutex::default() });
                     }
@@ -186,8 +200,14 @@ impl GpuBackend {
             None => (x.clone(), share),
             Some(b) => {
                 let y = gpu.uninitialised(pairs * b.width)?;
-                let kernel =
-                    Around { block: b.block, output: false, scale: b.scale.is_some(), order: false, bias: false, indexed: true };
+                let kernel = Around {
+                    block: b.block,
+                    output: false,
+                    scale: b.scale.is_some(),
+                    order: false,
+                    bias: false,
+                    indexed: true,
+                };
                 let args = AroundArgs {
                     width: b.width as u32,
                     x_width: b.features as u32,
@@ -220,14 +240,21 @@ impl GpuBackend {
                 Kind::Trellis { bits, book, rows, cols } => {
                     let kernel = trellis_gemv(bits, book, 1, true);
                     let groups = [width.div_ceil(16 * kernel.tiles as usize) as u32, pairs as u32, 1];
-                    let a = TrellisArgs { rows, cols, batch: pairs as u32, share: share as u32, stack_words: s.stack_words };
+                    let a = TrellisArgs {
+                        rows,
+                        cols,
+                        batch: pairs as u32,
+                        share: share as u32,
+                        stack_words: s.stack_words,
+                    };
                     kernel.launch(gpu, groups, &s.words, &input, index, &s.places, &y, &a)?;
                 }
             }
         }
         let Some(a) = &p.after else { return Ok(y) };
         let out = gpu.uninitialised(pairs * a.features)?;
-        let kernel = Around { block: a.block, output: true, scale: a.scale.is_some(), order: false, bias: false, indexed: true };
+        let kernel =
+            Around { block: a.block, output: true, scale: a.scale.is_some(), order: false, bias: false, indexed: true };
         let args = AroundArgs {
             width: a.width as u32,
             x_width: a.width as u32,

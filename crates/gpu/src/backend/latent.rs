@@ -1,6 +1,7 @@
 //! Latent attention in the latent space.
 
-use super::linear::{GpuLinear, Place};
+use super::linear::GpuLinear;
+use super::product::FEW_ROWS;
 use super::stored::Kind;
 use super::{GpuBackend, GpuBatch, GpuKv, Tensor};
 use crate::Slice;
@@ -21,9 +22,9 @@ impl GpuBackend {
     fn matrix(&self, linear: &GpuLinear) -> Result<Vec<f32>> {
         let (rows, cols) = (linear.rows(), linear.cols());
         let mut matrix = vec![0.0; rows * cols];
-        for first in (0..cols).step_by(super::linear::FEW_ROWS) {
+        for first in (0..cols).step_by(FEW_ROWS) {
             // So few rows at a time that the kernels for them, which round nothing, do it.
-            let count = super::linear::FEW_ROWS.min(cols - first);
+            let count = FEW_ROWS.min(cols - first);
             let mut units = vec![0.0; count * cols];
             (0..count).for_each(|i| units[i * cols + first + i] = 1.0);
             let y = self.read(&self.apply(linear, &self.write(count, cols, units)?)?)?;
@@ -34,7 +35,11 @@ impl GpuBackend {
         Ok(matrix)
     }
 
-    fn projection(&self, kv_b: LatentProjection<&GpuLinear>, [heads, nope, value, rank]: [usize; 4]) -> Result<Projection> {
+    fn projection(
+        &self,
+        kv_b: LatentProjection<&GpuLinear>,
+        [heads, nope, value, rank]: [usize; 4],
+    ) -> Result<Projection> {
         let keeper = match kv_b {
             LatentProjection::Whole(w) => w,
             LatentProjection::Split { v, .. } => v,
@@ -44,15 +49,12 @@ impl GpuBackend {
             return Ok(found.clone());
         }
         let plain = match kv_b {
-            LatentProjection::Whole(w) => match &w.place {
-                Place::Device { stored, before: None, after: None, bias: None, .. } => match stored.kind {
-                    Kind::Rows { weight: WeightType::Dense { element, .. }, .. } => {
-                        Some(Projection { element, data: stored.words.cast() })
-                    }
-                    _ => None,
-                },
+            LatentProjection::Whole(w) => w.plain().filter(|w| w.bias.is_none()).and_then(|w| match w.stored.kind {
+                Kind::Rows { weight: WeightType::Dense { element, .. }, .. } => {
+                    Some(Projection { element, data: w.stored.words.cast() })
+                }
                 _ => None,
-            },
+            }),
             LatentProjection::Split { .. } => None,
         };
         let projection = match (plain, kv_b) {
@@ -90,13 +92,16 @@ impl GpuBackend {
         };
         let head = q.cols.checked_div(heads).unwrap_or(0);
         let outputs = match kv_b {
-            LatentProjection::Whole(w) => w.rows().checked_sub(heads * head.saturating_sub(rope)).filter(|_| w.cols() == rank),
-            LatentProjection::Split { k, v } => {
-                Some(v.rows()).filter(|_| [k.rows(), k.cols(), v.cols()] == [heads * rank, head.saturating_sub(rope), rank])
+            LatentProjection::Whole(w) => {
+                w.rows().checked_sub(heads * head.saturating_sub(rope)).filter(|_| w.cols() == rank)
             }
+            LatentProjection::Split { k, v } => Some(v.rows())
+                .filter(|_| [k.rows(), k.cols(), v.cols()] == [heads * rank, head.saturating_sub(rope), rank]),
         };
         let value = match outputs {
-            Some(outputs) if heads > 0 && q.cols == heads * head && head >= rope && outputs.is_multiple_of(heads) => outputs / heads,
+            Some(outputs) if heads > 0 && q.cols == heads * head && head >= rope && outputs.is_multiple_of(heads) => {
+                outputs / heads
+            }
             _ => {
                 let expected = format!("{heads} heads with a rank of {rank} and {rope} rotated values");
                 return Err(Error::shape("latent_attention", expected, q.cols));
@@ -120,7 +125,8 @@ impl GpuBackend {
         LatentProject { element, transposed: true }.launch(&self.gpu, groups, &q.data, &data, &latent.data, &args)?;
         let found = self.attend(&latent, kv, layer, [heads, heads, wide, rank], 0, scale, batch)?;
         let y = self.uninitialised(q.rows, heads * value)?;
-        let args = LatentArgs { first: nope as u32, inner: value as u32, x_head: rank as u32, y_head: value as u32, ..args };
+        let args =
+            LatentArgs { first: nope as u32, inner: value as u32, x_head: rank as u32, y_head: value as u32, ..args };
         let groups = [value.div_ceil(8) as u32, heads as u32, q.rows as u32];
         LatentProject { element, transposed: false }.launch(&self.gpu, groups, &found.data, &data, &y.data, &args)?;
         Ok(y)

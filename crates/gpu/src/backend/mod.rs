@@ -2,9 +2,11 @@
 //! reading waits, and what has no kernel (counted, see [`crate::fallback`]).
 
 mod check;
+mod decide;
 mod experts;
 mod latent;
 mod linear;
+mod product;
 mod stored;
 
 pub use experts::GpuExperts;
@@ -13,15 +15,18 @@ pub use linear::GpuLinear;
 use crate::fallback::{Fallbacks, Reason};
 use crate::kernels::*;
 use crate::{Device, Gpu, Slice};
-use linear::{Decision, Place, Rung};
+use decide::{Decision, Rung};
+use linear::OnDevice;
 use marlin_backend::blocks::{RouterRule, Scoring};
 use marlin_backend::{
-    Backend, Error, Expert, KvLayout, KvSpec, LatentForm, LinearHandle, Result, RopeTable, Sample, SampleRow, Step, Token, sampling,
+    Backend, Error, Expert, KvLayout, KvSpec, LatentForm, LinearHandle, Result, RopeTable, Sample, SampleRow, Step,
+    Token, sampling,
 };
 use marlin_checkpoint::{LatentProjection, Linear};
+use product::FEW_ROWS;
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
-use stored::Kind;
+use stored::{Kind, Stored};
 
 /// How a [`GpuBackend`] computes.
 #[derive(Clone, Copy, Debug)]
@@ -184,7 +189,10 @@ impl GpuBackend {
         // Lanes hold 32 values of each at most: larger heads have no kernel.
         let (keys, values) = (key.div_ceil(32) as u32, value.div_ceil(32) as u32);
         if keys > 32 || values > 32 {
-            return Err(Error::Unsupported { op: "attention", why: format!("heads of {key} and {value} values; at most 1024") });
+            return Err(Error::Unsupported {
+                op: "attention",
+                why: format!("heads of {key} and {value} values; at most 1024"),
+            });
         }
         let y = self.uninitialised(q.rows, heads * value)?;
         let args = AttentionArgs {
@@ -323,17 +331,17 @@ impl Backend for GpuBackend {
 
     fn embed(&self, table: &GpuLinear, batch: &GpuBatch) -> Result<Tensor> {
         let y = self.uninitialised(batch.rows, table.cols())?;
-        match &table.place {
-            Place::Device { stored, before: None, .. } => match stored.kind {
-                Kind::Rows { weight, args } => {
-                    let groups = [args.cols.div_ceil(128 * weight.chunk()), batch.rows as u32, 1];
-                    DecodeRows { weight }.launch(&self.gpu, groups, &stored.words, &stored.factors, &batch.tokens, &y.data, &args)?;
-                    Ok(y)
-                }
-                Kind::Trellis { .. } => Err(Error::Unsupported { op: "embed", why: "a trellis has no rows to look up".into() }),
-            },
-            _ => Err(Error::Unsupported { op: "embed", why: format!("{} is not a plain matrix on the GPU", table.name()) }),
-        }
+        let unsupported = |why: String| Err(Error::Unsupported { op: "embed", why });
+        let Some(OnDevice { stored, .. }) = table.plain() else {
+            return unsupported(format!("{} is not a plain matrix on the GPU", table.name()));
+        };
+        let Kind::Rows { weight, args } = stored.kind else {
+            return unsupported("a trellis has no rows to look up".into());
+        };
+        let groups = [args.cols.div_ceil(128 * weight.chunk()), batch.rows as u32, 1];
+        let Stored { words, factors, .. } = stored;
+        DecodeRows { weight }.launch(&self.gpu, groups, words, factors, &batch.tokens, &y.data, &args)?;
+        Ok(y)
     }
 
     fn rms_norm(&self, x: &Tensor, weight: &GpuVector, eps: f32) -> Result<Tensor> {
@@ -386,7 +394,14 @@ impl Backend for GpuBackend {
         let groups = [(x.rows * (x.cols / group) * pairs).div_ceil(256) as u32, 1, 1];
         // The caller has given the tensor away, but may hold a clone: then it is rotated in a copy.
         let x = if x.data.is_shared() { self.columns(&x, 0, x.cols)? } else { x };
-        Rope { interleaved: rope.table.interleaved }.launch(&self.gpu, groups, &x.data, &batch.positions, &table, &args)?;
+        Rope { interleaved: rope.table.interleaved }.launch(
+            &self.gpu,
+            groups,
+            &x.data,
+            &batch.positions,
+            &table,
+            &args,
+        )?;
         Ok(x)
     }
 
@@ -405,7 +420,11 @@ impl Backend for GpuBackend {
             return Err(Error::shape("append", "a pool of keys and values", "latents"));
         };
         if [k.cols, v.cols, k.rows, v.rows] != [heads * key, heads * value, batch.rows, batch.rows] {
-            return Err(Error::shape("append", format!("[{}, {}]", heads * key, heads * value), format!("[{}, {}]", k.cols, v.cols)));
+            return Err(Error::shape(
+                "append",
+                format!("[{}, {}]", heads * key, heads * value),
+                format!("[{}, {}]", k.cols, v.cols),
+            ));
         }
         self.store(kv, layer, [k, v], batch)
     }
@@ -415,12 +434,24 @@ impl Backend for GpuBackend {
             return Err(Error::shape("append_latent", "a pool of latents", "keys and values"));
         };
         if [latent.cols, key.cols, latent.rows, key.rows] != [rank, rope, batch.rows, batch.rows] {
-            return Err(Error::shape("append_latent", format!("[{rank}, {rope}]"), format!("[{}, {}]", latent.cols, key.cols)));
+            return Err(Error::shape(
+                "append_latent",
+                format!("[{rank}, {rope}]"),
+                format!("[{}, {}]", latent.cols, key.cols),
+            ));
         }
         self.store(kv, layer, [latent, key], batch)
     }
 
-    fn attention(&self, q: &Tensor, kv: &GpuKv, layer: usize, heads: usize, scale: f32, batch: &GpuBatch) -> Result<Tensor> {
+    fn attention(
+        &self,
+        q: &Tensor,
+        kv: &GpuKv,
+        layer: usize,
+        heads: usize,
+        scale: f32,
+        batch: &GpuBatch,
+    ) -> Result<Tensor> {
         let KvLayout::Heads { heads: kv_heads, key, value } = kv.spec.layout else {
             return Err(Error::shape("attention", "a pool of keys and values", "latents"));
         };
@@ -473,18 +504,15 @@ impl Backend for GpuBackend {
     fn route(&self, x: &Tensor, gate: &GpuLinear, bias: Option<&GpuVector>, rule: &RouterRule) -> Result<GpuRouting> {
         let experts = gate.rows();
         let good = rule.top_k <= 32.min(experts) && rule.groups <= 32 && experts <= 1024 && rule.top_k > 0;
-        if !good || (rule.groups > 1 && !experts.is_multiple_of(rule.groups)) || bias.is_some_and(|b| b.len != experts) {
+        if !good || (rule.groups > 1 && !experts.is_multiple_of(rule.groups)) || bias.is_some_and(|b| b.len != experts)
+        {
             let why = format!("{} of {experts} experts in {} groups", rule.top_k, rule.groups);
             return Err(Error::Unsupported { op: "route", why });
         }
         // A choice between experts must not turn on rounding, so logits are computed by the kernels that round nothing.
-        let logits = match &gate.place {
-            Place::Device { stored, before: None, after: None, bias, decision } if x.rows > linear::FEW_ROWS => {
-                if x.cols != gate.cols() {
-                    return Err(Error::shape("route", format!("{} columns", gate.cols()), x.cols));
-                }
-                let rung = decision.rung.max(Rung::Simple);
-                self.product(stored, bias.as_ref(), &x.data, x.rows, rung)?
+        let logits = match gate.plain() {
+            Some(OnDevice { stored, bias, decision, .. }) if x.rows > FEW_ROWS && x.cols == gate.cols() => {
+                self.product(stored, bias.as_ref(), &x.data, x.rows, decision.rung.max(Rung::Simple))?
             }
             _ => self.apply(gate, x)?.data,
         };

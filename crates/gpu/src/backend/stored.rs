@@ -82,7 +82,8 @@ fn not_finite(name: &str, index: usize, value: f32) -> Error {
 fn dense(name: &str, w: &Dense) -> marlin_backend::Result<Packed> {
     let (element, bad): (_, Option<usize>) = match w.dtype() {
         DType::F32 => {
-            let high = w.data().as_chunks::<4>().0.iter().position(|b| u32::from_le_bytes(*b) & 0x7f80_0000 == 0x7f80_0000);
+            let high =
+                w.data().as_chunks::<4>().0.iter().position(|b| u32::from_le_bytes(*b) & 0x7f80_0000 == 0x7f80_0000);
             (Element::F32, high)
         }
         DType::F16 => (Element::F16, w.data().as_chunks::<2>().0.iter().position(|b| b[1] & 0x7c == 0x7c)),
@@ -132,8 +133,12 @@ impl Factors {
         let (block_rows, block_cols) = scales.block();
         let offset = self.0.len() as u32;
         let stride = (scales.across() * scales.kind().bits()).div_ceil(8) as u32;
-        let args =
-            FactorArgs { offset, stride, row_shift: shift(block_rows, rows, 0)?, col_shift: shift(block_cols, cols, 4)? };
+        let args = FactorArgs {
+            offset,
+            stride,
+            row_shift: shift(block_rows, rows, 0)?,
+            col_shift: shift(block_cols, cols, 4)?,
+        };
         self.0.extend_from_slice(scales.data());
         self.0.resize(self.0.len().next_multiple_of(16), 0);
         Some((factor, args))
@@ -222,7 +227,13 @@ fn grouped(name: &str, w: &Grouped) -> marlin_backend::Result<std::result::Resul
     }
     let bits = w.bits();
     let aligned = |n: u32| words.is_multiple_of(n) && bits.is_multiple_of(n);
-    let vector = if aligned(4) { 4 } else if aligned(2) { 2 } else { 1 };
+    let vector = if aligned(4) {
+        4
+    } else if aligned(2) {
+        2
+    } else {
+        1
+    };
     let weight = WeightType::Grouped {
         bits,
         map,

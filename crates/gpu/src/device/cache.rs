@@ -6,7 +6,10 @@ use std::path::PathBuf;
 /// checked by their length, not a defence.
 fn key(parts: &[&str]) -> String {
     let run = |seed: u64| {
-        parts.iter().flat_map(|p| p.bytes().chain([0xff])).fold(seed, |h, b| (h ^ u64::from(b)).wrapping_mul(0x100_0000_01b3))
+        parts
+            .iter()
+            .flat_map(|p| p.bytes().chain([0xff]))
+            .fold(seed, |h, b| (h ^ u64::from(b)).wrapping_mul(0x100_0000_01b3))
     };
     format!("{:016x}{:016x}", run(0xcbf2_9ce4_8422_2325), run(0x9ae1_6a3b_2f90_404f))
 }

@@ -177,7 +177,9 @@ impl Cuda {
             api.check("attribute", (api.device_attribute)(&mut major, MAJOR, device))?;
             api.check("attribute", (api.device_attribute)(&mut minor, MINOR, device))?;
             if major < 8 {
-                return Err(Error::Absent(format!("this NVIDIA GPU is of compute capability {major}.{minor}; 8.0 is needed")));
+                return Err(Error::Absent(format!(
+                    "this NVIDIA GPU is of compute capability {major}.{minor}; 8.0 is needed"
+                )));
             }
             nvrtc::version()?;
             api.check("context", (api.context_retain)(&mut context, device))?;
@@ -288,7 +290,8 @@ impl Device for Cuda {
     fn upload(&self, to: Handle, offset: usize, data: &[u8]) -> Result<()> {
         self.enter()?;
         // SAFETY: the pool has checked the range; from pageable memory the driver has copied `data` when this returns.
-        let status = unsafe { (self.api.upload)(to.0 + offset as u64, data.as_ptr().cast(), data.len(), self.stream()) };
+        let status =
+            unsafe { (self.api.upload)(to.0 + offset as u64, data.as_ptr().cast(), data.len(), self.stream()) };
         self.api.check("upload", status)
     }
 

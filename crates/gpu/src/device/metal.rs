@@ -11,7 +11,7 @@ use crate::{Error, Result};
 use marlin_checkpoint::Bytes;
 use objc2::rc::{Retained, autoreleasepool};
 use objc2::runtime::{NSObjectProtocol, ProtocolObject};
-use objc2::{AnyThread, sel};
+use objc2::sel;
 use objc2_foundation::{NSArray, NSError, NSProcessInfo, NSString, NSURL};
 use objc2_metal::*;
 use std::collections::HashMap;
@@ -83,13 +83,15 @@ impl Metal {
     /// The default GPU, or why it cannot be used, in one line.
     pub fn open() -> Result<Self> {
         autoreleasepool(|_| {
-            let gpu = MTLCreateSystemDefaultDevice().ok_or_else(|| Error::Absent("there is no GPU that Metal knows".into()))?;
+            let gpu = MTLCreateSystemDefaultDevice()
+                .ok_or_else(|| Error::Absent("there is no GPU that Metal knows".into()))?;
             // Apple7 is the M1: simdgroup matrices and 32 lanes.
             if !gpu.supportsFamily(MTLGPUFamily::Apple7) {
                 return Err(Error::Absent(format!("{} is older than the M1, whose GPU is needed", gpu.name())));
             }
             let families = [(MTLGPUFamily::Apple9, "apple9"), (MTLGPUFamily::Apple8, "apple8")];
-            let family = families.into_iter().find(|(family, _)| gpu.supportsFamily(*family)).map_or("apple7", |(_, name)| name);
+            let family =
+                families.into_iter().find(|(family, _)| gpu.supportsFamily(*family)).map_or("apple7", |(_, name)| name);
             let queue = gpu.newCommandQueue().ok_or_else(|| none("a command queue"))?;
             let residency = if gpu.respondsToSelector(sel!(newResidencySetWithDescriptor:error:)) {
                 let set = gpu
@@ -172,7 +174,8 @@ impl Metal {
             options.setFastMathEnabled(false);
         }
         let source = NSString::from_str(text);
-        let refused = |e: Retained<NSError>| Error::Compile { kernel: kernel.into(), log: e.localizedDescription().to_string() };
+        let refused =
+            |e: Retained<NSError>| Error::Compile { kernel: kernel.into(), log: e.localizedDescription().to_string() };
         self.gpu.newLibraryWithSource_options_error(&source, Some(&options)).map_err(refused)
     }
 }
@@ -216,7 +219,11 @@ impl Device for Metal {
         let begin = bytes.as_ptr() as usize;
         let (first, last) = (begin / PAGE * PAGE, (begin + bytes.len()).next_multiple_of(PAGE));
         // Vector loads need 16 bytes; only mappings lie in pages of their own.
-        if !bytes.is_mapped() || bytes.is_empty() || !begin.is_multiple_of(16) || last - first > self.info.longest_buffer {
+        if !bytes.is_mapped()
+            || bytes.is_empty()
+            || !begin.is_multiple_of(16)
+            || last - first > self.info.longest_buffer
+        {
             return Ok(None);
         }
         autoreleasepool(|_| {
@@ -259,7 +266,13 @@ impl Device for Metal {
             let encoder = commands.blitCommandEncoder().ok_or_else(|| none("a blit encoder"))?;
             // SAFETY: both ranges lie within their buffers.
             unsafe {
-                encoder.copyFromBuffer_sourceOffset_toBuffer_destinationOffset_size(&staged, 0, &target, offset, data.len());
+                encoder.copyFromBuffer_sourceOffset_toBuffer_destinationOffset_size(
+                    &staged,
+                    0,
+                    &target,
+                    offset,
+                    data.len(),
+                );
             }
             encoder.endEncoding();
             commands.commit();
@@ -314,15 +327,23 @@ impl Device for Metal {
                         _ = archive.addComputePipelineFunctionsWithDescriptor_error(&descriptor);
                     }
                 }
-                let refused =
-                    |why: String| Error::Compile { kernel: e.name.clone(), log: why };
+                let refused = |why: String| Error::Compile { kernel: e.name.clone(), log: why };
                 let pipeline = self
                     .gpu
-                    .newComputePipelineStateWithDescriptor_options_reflection_error(&descriptor, MTLPipelineOption::None, None)
+                    .newComputePipelineStateWithDescriptor_options_reflection_error(
+                        &descriptor,
+                        MTLPipelineOption::None,
+                        None,
+                    )
                     .map_err(|e| refused(e.localizedDescription().to_string()))?;
-                if pipeline.threadExecutionWidth() != 32 || pipeline.maxTotalThreadsPerThreadgroup() < e.threads as usize {
+                if pipeline.threadExecutionWidth() != 32
+                    || pipeline.maxTotalThreadsPerThreadgroup() < e.threads as usize
+                {
                     let (width, most) = (pipeline.threadExecutionWidth(), pipeline.maxTotalThreadsPerThreadgroup());
-                    return Err(refused(format!("simdgroups of {width}, at most {most} threads; 32 and {} are needed", e.threads)));
+                    return Err(refused(format!(
+                        "simdgroups of {width}, at most {most} threads; 32 and {} are needed",
+                        e.threads
+                    )));
                 }
                 pipelines.push(pipeline);
             }

@@ -16,7 +16,14 @@ type Program = *mut c_void;
 
 struct Api {
     _library: Library,
-    create: unsafe extern "C" fn(*mut Program, *const c_char, *const c_char, c_int, *const *const c_char, *const *const c_char) -> c_int,
+    create: unsafe extern "C" fn(
+        *mut Program,
+        *const c_char,
+        *const c_char,
+        c_int,
+        *const *const c_char,
+        *const *const c_char,
+    ) -> c_int,
     compile: unsafe extern "C" fn(Program, c_int, *const *const c_char) -> c_int,
     log_size: unsafe extern "C" fn(Program, *mut usize) -> c_int,
     log: unsafe extern "C" fn(Program, *mut c_char) -> c_int,
@@ -72,7 +79,8 @@ pub fn compile(text: &str, architecture: &str, kernel: &str) -> Result<Vec<u8>> 
     let api = api()?;
     let refused = |log: String| Error::Compile { kernel: kernel.to_owned(), log };
     let source = CString::new(text).map_err(|e| refused(e.to_string()))?;
-    let architecture = CString::new(format!("--gpu-architecture={architecture}")).map_err(|e| refused(e.to_string()))?;
+    let architecture =
+        CString::new(format!("--gpu-architecture={architecture}")).map_err(|e| refused(e.to_string()))?;
     let options = [architecture.as_ptr(), c"--std=c++17".as_ptr()];
     let mut program: Program = std::ptr::null_mut();
     // SAFETY: strings and arrays that live through the calls, with their lengths; buffers of the sizes asked for.

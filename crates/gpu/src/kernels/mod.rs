@@ -237,4 +237,3 @@ pub(crate) fn structures(file: &str) -> Vec<Structures> {
     each!(DecodeRows Gemv TrellisGemv Gemm TrellisGemm SimpleLinear SimpleTrellis);
     found
 }
-

@@ -119,7 +119,9 @@ impl Template for WeightType {
             Self::Grouped { bits, map, vector, scale, outer, divide, zero, minimum, minimum_outer } => {
                 let (map, scale, outer) = (map as u32, scale as u32, outer as u32);
                 let (zero, minimum, minimum_outer) = (zero as u32, minimum as u32, minimum_outer as u32);
-                format!("Grouped<{bits}, {map}, {vector}, {scale}, {outer}, {divide}, {zero}, {minimum}, {minimum_outer}>")
+                format!(
+                    "Grouped<{bits}, {map}, {vector}, {scale}, {outer}, {divide}, {zero}, {minimum}, {minimum_outer}>"
+                )
             }
         }
     }

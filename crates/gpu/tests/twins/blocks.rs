@@ -15,10 +15,16 @@ fn norms_and_elementwise() {
     for (rows, cols, group) in [(1, 8, 8), (3, 96, 32), (5, 130, 65), (4, 1024, 1024), (2, 1000, 1000)] {
         let (x, y, w) = (numbers.many(rows * cols), numbers.many(rows * cols), numbers.many(group));
         let gate = numbers.many(rows);
-        twins!("rms_norm", LIMIT, |b| b.read(&b.rms_norm(&b.write(rows, cols, x.clone())?, &b.vector(w.clone())?, 1e-5)?));
-        twins!("swiglu", LIMIT, |b| b.read(&b.swiglu(b.write(rows, cols, x.clone())?, &b.write(rows, cols, y.clone())?)?));
+        twins!("rms_norm", LIMIT, |b| b.read(&b.rms_norm(
+            &b.write(rows, cols, x.clone())?,
+            &b.vector(w.clone())?,
+            1e-5
+        )?));
+        twins!("swiglu", LIMIT, |b| b
+            .read(&b.swiglu(b.write(rows, cols, x.clone())?, &b.write(rows, cols, y.clone())?)?));
         twins!("add", LIMIT, |b| b.read(&b.add(b.write(rows, cols, x.clone())?, &b.write(rows, cols, y.clone())?)?));
-        twins!("gated", LIMIT, |b| b.read(&b.gated(b.write(rows, cols, x.clone())?, &b.write(rows, 1, gate.clone())?)?));
+        twins!("gated", LIMIT, |b| b
+            .read(&b.gated(b.write(rows, cols, x.clone())?, &b.write(rows, 1, gate.clone())?)?));
         twins!("columns", LIMIT, |b| b.read(&b.columns(&b.write(rows, cols, x.clone())?, 3, cols - 1)?));
     }
 }
@@ -100,7 +106,8 @@ fn attention_over_blocks() {
 fn latent_attention_of_every_form_of_projection() {
     let mut numbers = Numbers(5);
     let (heads, nope, rope, value, rank) = (3, 32, 8, 20, 32);
-    let (c0, p0, c1, p1) = (numbers.many(37 * rank), numbers.many(37 * rope), numbers.many(7 * rank), numbers.many(7 * rope));
+    let (c0, p0, c1, p1) =
+        (numbers.many(37 * rank), numbers.many(37 * rope), numbers.many(7 * rank), numbers.many(7 * rope));
     let q = numbers.many(7 * heads * (nope + rope));
     let whole = |w| LatentProjection::Whole(w);
     let all = [
@@ -173,11 +180,16 @@ fn experts_of_several_kinds() {
         numbers.trellis(rows, cols, bits, Codebook::Mul1).with_transforms(input, output).unwrap()
     };
     let all: Vec<Expert> = (0..experts)
-        .map(|e| Expert { gate: one(inner, hidden, 2 + e % 2), up: one(inner, hidden, 3), down: one(hidden, inner, 2 + e % 3) })
+        .map(|e| Expert {
+            gate: one(inner, hidden, 2 + e % 2),
+            up: one(inner, hidden, 3),
+            down: one(hidden, inner, 2 + e % 3),
+        })
         .collect();
     let gate = numbers.dense("gate", experts, hidden, DType::F32);
     let x = numbers.many(5 * hidden);
-    let rule = RouterRule { scoring: Scoring::Softmax, top_k: 2, normalise: true, scale: 1.0, groups: 1, top_groups: 1 };
+    let rule =
+        RouterRule { scoring: Scoring::Softmax, top_k: 2, normalise: true, scale: 1.0, groups: 1, top_groups: 1 };
     twins!("experts of several kinds", LIMIT, |b| {
         let x = b.write(5, hidden, x.clone())?;
         let routing = b.route(&x, &b.linear(gate.clone())?, None, &rule)?;
@@ -206,7 +218,8 @@ fn mixed_experts_are_counted() {
     all[1].up = numbers.four_bits(inner + 8, hidden + 16, ValueMap::E2M1).with_features([inner, hidden]).unwrap();
     let gate = numbers.dense("gate", 4, hidden, DType::F32);
     let x = numbers.many(3 * hidden);
-    let rule = RouterRule { scoring: Scoring::Softmax, top_k: 2, normalise: true, scale: 1.0, groups: 1, top_groups: 1 };
+    let rule =
+        RouterRule { scoring: Scoring::Softmax, top_k: 2, normalise: true, scale: 1.0, groups: 1, top_groups: 1 };
     macro_rules! run {
         ($b:expr) => {{
             let b = $b;

@@ -6,17 +6,18 @@ use marlin_backend::{Backend, Error, LinearHandle, Reference};
 use marlin_checkpoint::weight::{Codebook, ScaleTree, ScaleType, ValueMap, Zero};
 use marlin_checkpoint::{DType, Dense, InputTransform, Linear, OutputTransform, Tensor, TensorInfo, Weight};
 
-/// Sums of a few rows are f32 throughout; operands of many rows are rounded to TF32 on some devices.
-fn limit(m: usize) -> f32 {
-    if m > 16 { 2e-3 } else { 2e-5 }
-}
-
+/// Products of so many rows each. Sums of a few rows are f32 throughout; operands of many are rounded to TF32 on some devices.
 fn products(what: &str, numbers: &mut Numbers, linear: &Linear, batches: &[usize]) {
-    for &m in batches {
-        let x = numbers.many(m * linear.in_features());
-        twins!(&format!("{what}, {m} rows"), limit(m), |b| {
+    let (few, many): (Vec<usize>, Vec<usize>) = batches.iter().partition(|m| **m <= 16);
+    for (batches, limit) in [(few, 2e-5), (many, 2e-3)] {
+        let inputs: Vec<Vec<f32>> = batches.iter().map(|m| numbers.many(m * linear.in_features())).collect();
+        twins!(&format!("{what}, {batches:?} rows"), limit, |b| {
             let w = b.linear(linear.clone())?;
-            b.read(&b.linears(&[&w], &b.write(m, w.cols(), x.clone())?)?[0])
+            let mut all = Vec::new();
+            for (m, x) in batches.iter().zip(&inputs) {
+                all.extend(b.read(&b.linears(&[&w], &b.write(*m, w.cols(), x.clone())?)?[0])?);
+            }
+            Ok(all)
         });
     }
 }
@@ -146,7 +147,9 @@ fn what_has_no_kernel_is_computed_on_the_cpu_and_counted() {
     let scale = ScaleTree::flat(numbers.scales(ScaleType::F32, [12, 64], (1, 8)));
     let linear = numbers.grouped([12, 64], 4, ValueMap::E2M1, scale, None);
     let x = numbers.many(3 * 64);
-    let expected = Reference.read(&Reference.linears(&[&linear], &Reference.write(3, 64, x.clone()).unwrap()).unwrap()[0]).unwrap();
+    let expected = Reference
+        .read(&Reference.linears(&[&linear], &Reference.write(3, 64, x.clone()).unwrap()).unwrap()[0])
+        .unwrap();
     for b in backends() {
         let w = b.linear(linear.clone()).unwrap();
         let y = b.linears(&[&w], &b.write(3, 64, x.clone()).unwrap()).unwrap();
@@ -170,7 +173,9 @@ fn weights_that_are_not_finite_are_refused_by_name_and_place() {
         let weight = Weight::Dense(Dense::new(Tensor { info, data: data.into() }).unwrap());
         for b in backends() {
             match b.linear(Linear::new("layers.3.up_proj", weight.clone(), None)) {
-                Err(Error::NotFinite { name, index, .. }) => assert_eq!((name.as_str(), index), ("layers.3.up_proj", 373)),
+                Err(Error::NotFinite { name, index, .. }) => {
+                    assert_eq!((name.as_str(), index), ("layers.3.up_proj", 373))
+                }
                 _ => panic!("accepted"),
             }
         }
