@@ -43,7 +43,9 @@ pub type Result<T> = std::result::Result<T, Error>;
 impl From<Error> for marlin_backend::Error {
     fn from(error: Error) -> Self {
         match error {
-            Error::OutOfMemory { bytes, .. } => Self::OutOfMemory { what: "the GPU (--device cpu computes without one)".into(), bytes },
+            Error::OutOfMemory { bytes, .. } => {
+                Self::OutOfMemory { what: "the GPU (--device cpu computes without one)".into(), bytes }
+            }
             other => Self::Device(other.to_string()),
         }
     }

@@ -267,7 +267,14 @@ impl GpuBackend {
         Ok(out)
     }
 
-    pub(super) fn mix(&self, x: &Tensor, experts: &GpuExperts, routing: &GpuRouting) -> Result<Tensor> {
+    /// The weighted sum of each row's experts, on top of `base` if there is one.
+    pub(super) fn mix(
+        &self,
+        x: &Tensor,
+        experts: &GpuExperts,
+        routing: &GpuRouting,
+        base: Option<&Tensor>,
+    ) -> Result<Tensor> {
         if x.rows != routing.rows {
             return Err(Error::shape("apply_experts", format!("{} rows", routing.rows), x.rows));
         }
@@ -276,7 +283,19 @@ impl GpuBackend {
         {
             return Err(Error::shape("apply_experts", format!("{} columns", first.cols), x.cols));
         }
-        let Some([gate, up, down]) = &experts.projections else { return self.mix_one_by_one(x, experts, routing) };
+        let Some([gate, up, down]) = &experts.projections else {
+            let y = self.mix_one_by_one(x, experts, routing)?;
+            return match base {
+                Some(base) => self.add(base.clone(), &y),
+                None => Ok(y),
+            };
+        };
+        if let Some(base) = base
+            && (base.rows, base.cols) != (x.rows, down.rows)
+        {
+            let expected = format!("[{}, {}]", x.rows, down.rows);
+            return Err(Error::shape("moe", expected, format!("[{}, {}]", base.rows, base.cols)));
+        }
         let gpu = &self.gpu;
         let pairs = routing.rows * routing.slots;
         let gates = self.project(gate, &x.data, routing, routing.slots)?;
@@ -288,7 +307,8 @@ impl GpuBackend {
         let out = self.uninitialised(x.rows, down.rows)?;
         let args = CombineArgs { rows: x.rows as u32, cols: down.rows as u32, slots: routing.slots as u32 };
         let groups = [(args.rows * args.cols).div_ceil(256), 1, 1];
-        Combine { base: false }.launch(gpu, groups, &downs, &routing.weights, &self.none, &out.data, &args)?;
+        let under = base.map_or(&self.none, |base| &base.data);
+        Combine { base: base.is_some() }.launch(gpu, groups, &downs, &routing.weights, under, &out.data, &args)?;
         Ok(out)
     }
 

@@ -1,6 +1,7 @@
 //! [`GpuBackend`]: the kernels behind the [`Backend`] trait. Activations are f32. Operations enqueue on the device's queue; only
 //! reading waits, and what has no kernel (counted, see [`crate::fallback`]).
 
+mod batch;
 mod check;
 mod decide;
 mod experts;
@@ -9,18 +10,20 @@ mod linear;
 mod product;
 mod stored;
 
+use batch::Choice;
+pub use batch::{GpuBatch, GpuKv, GpuSamples};
 pub use experts::GpuExperts;
 pub use linear::GpuLinear;
 
-use crate::fallback::{Fallbacks, Reason};
+use crate::fallback::Fallbacks;
 use crate::kernels::*;
 use crate::{Device, Gpu, Slice};
 use decide::{Decision, Rung};
 use linear::OnDevice;
-use marlin_backend::blocks::{RouterRule, Scoring};
+use marlin_backend::blocks::{self, Moe, RouterRule, Scoring};
 use marlin_backend::{
-    Backend, Error, Expert, KvLayout, KvSpec, LatentForm, LinearHandle, Result, RopeTable, Sample, SampleRow, Step,
-    Token, sampling,
+    Backend, Error, Expert, KvLayout, KvSpec, LatentForm, LinearHandle, Pass, Result, RopeTable, Sample, SampleRow,
+    Step,
 };
 use marlin_checkpoint::{LatentProjection, Linear};
 use product::FEW_ROWS;
@@ -47,25 +50,6 @@ pub struct Tensor {
     data: Slice<f32>,
 }
 
-/// A pool of KV blocks: one buffer for each layer, a token's parts beside each other.
-pub struct GpuKv {
-    spec: KvSpec,
-    layers: Vec<Slice<u8>>,
-}
-
-/// A prepared step.
-pub struct GpuBatch {
-    rows: usize,
-    greatest: usize,
-    tokens: Slice<u32>,
-    positions: Slice<u32>,
-    /// For each row where its sequence's blocks begin in `blocks`, and its position.
-    places: Slice<u32>,
-    blocks: Slice<u32>,
-    slots: Slice<u32>,
-    outputs: Slice<u32>,
-}
-
 /// Experts chosen for each row.
 pub struct GpuRouting {
     rows: usize,
@@ -84,16 +68,6 @@ pub struct GpuRope {
 pub struct GpuVector {
     len: usize,
     data: Slice<f32>,
-}
-
-/// Tokens chosen when somebody first wants to know.
-#[derive(Clone)]
-pub struct GpuSamples(Arc<Choice>);
-
-struct Choice {
-    logits: Tensor,
-    rows: Vec<SampleRow>,
-    chosen: OnceLock<Vec<Sample>>,
 }
 
 /// The backend of a GPU.
@@ -161,74 +135,11 @@ impl GpuBackend {
         Ok((y, [(rows * cols).div_ceil(256) as u32, 1, 1]))
     }
 
-    fn store(&self, kv: &GpuKv, layer: usize, [a, b]: [&Tensor; 2], batch: &GpuBatch) -> Result<()> {
-        let pool = kv.layers.get(layer).ok_or_else(|| Error::shape("kv", kv.spec.layers, layer))?;
-        let values = a.cols + b.cols;
-        let args = AppendArgs { rows: batch.rows as u32, first: a.cols as u32, second: b.cols as u32, base: 0 };
-        let groups = [(batch.rows * values).div_ceil(256) as u32, 1, 1];
-        KvAppend { element: self.options.kv }.launch(&self.gpu, groups, &a.data, &b.data, &batch.slots, pool, &args)?;
-        Ok(())
-    }
-
-    /// Attention over a pool; `[heads, share, key, value]`: query heads, how many of them share a KV head, sizes.
-    #[allow(clippy::too_many_arguments)]
-    fn attend(
-        &self,
-        q: &Tensor,
-        kv: &GpuKv,
-        layer: usize,
-        [heads, share, key, value]: [usize; 4],
-        value_base: usize,
-        scale: f32,
-        batch: &GpuBatch,
-    ) -> Result<Tensor> {
-        let pool = kv.layers.get(layer).ok_or_else(|| Error::shape("kv", kv.spec.layers, layer))?;
-        if q.rows != batch.rows {
-            return Err(Error::shape("attention", format!("{} rows", batch.rows), q.rows));
-        }
-        // Lanes hold 32 values of each at most: larger heads have no kernel.
-        let (keys, values) = (key.div_ceil(32) as u32, value.div_ceil(32) as u32);
-        if keys > 32 || values > 32 {
-            return Err(Error::Unsupported {
-                op: "attention",
-                why: format!("heads of {key} and {value} values; at most 1024"),
-            });
-        }
-        let y = self.uninitialised(q.rows, heads * value)?;
-        let args = AttentionArgs {
-            heads: heads as u32,
-            share: share as u32,
-            key: key as u32,
-            value: value as u32,
-            stride: kv.spec.layout.values() as u32,
-            value_base: value_base as u32,
-            block: kv.spec.block_size as u32,
-            base: 0,
-            scale,
-        };
-        let simds = if values > 24 { 4 } else { 8 };
-        let kernel = Attention { element: self.options.kv, simds, keys, values };
-        let groups = [heads as u32, q.rows as u32, 1];
-        kernel.launch(&self.gpu, groups, &q.data, pool, &batch.places, &batch.blocks, &y.data, &args)?;
-        Ok(y)
-    }
-
     fn same(op: &'static str, a: &Tensor, b: &Tensor) -> Result<()> {
         if (a.rows, a.cols) == (b.rows, b.cols) {
             return Ok(());
         }
         Err(Error::shape(op, format!("[{}, {}]", a.rows, a.cols), format!("[{}, {}]", b.rows, b.cols)))
-    }
-
-    fn choose(&self, samples: &GpuSamples) -> Result<Vec<Sample>> {
-        let Choice { logits, rows, chosen } = &*samples.0;
-        if let Some(chosen) = chosen.get() {
-            return Ok(chosen.clone());
-        }
-        let values = self.read(logits)?;
-        let pick = |(values, row): (&[f32], &SampleRow)| sampling::choose(values, row);
-        let found = values.chunks_exact(logits.cols.max(1)).zip(rows).map(pick).collect();
-        Ok(chosen.get_or_init(|| found).clone())
     }
 }
 
@@ -275,58 +186,7 @@ impl Backend for GpuBackend {
     }
 
     fn begin(&self, step: &Step, kv: &GpuKv, previous: Option<&GpuSamples>) -> Result<GpuBatch> {
-        let needs = step.tokens.iter().any(|t| matches!(t, Token::Sampled(_)));
-        let samples = match previous {
-            Some(samples) if needs => {
-                if samples.0.chosen.get().is_none() {
-                    self.fallbacks.note(Reason::SampledOnCpu, "sample", samples.0.rows.len(), [0, 0]);
-                }
-                self.choose(samples)?
-            }
-            _ => Vec::new(),
-        };
-        step.check(&kv.spec, if needs { samples.len() } else { 0 })?;
-        let size = kv.spec.block_size;
-        let id = |t: &Token| match *t {
-            Token::Id(id) => id,
-            Token::Sampled(row) => samples[row as usize].token,
-        };
-        let mut starts = Vec::new();
-        let mut blocks: Vec<u32> = Vec::new();
-        for s in &step.sequences {
-            starts.push(blocks.len() as u32);
-            blocks.extend(&s.blocks);
-        }
-        let rows: Vec<_> = step.rows().collect();
-        let slot = |r: &marlin_backend::Row| {
-            step.sequences[r.sequence].blocks[r.position / size] * size as u32 + (r.position % size) as u32
-        };
-        // One upload for all tables.
-        let tokens: Vec<u32> = step.tokens.iter().map(id).collect();
-        let positions: Vec<u32> = rows.iter().map(|r| r.position as u32).collect();
-        let places: Vec<u32> = rows.iter().flat_map(|r| [starts[r.sequence], r.position as u32]).collect();
-        let slots: Vec<u32> = rows.iter().map(slot).collect();
-        let tables = [&tokens, &positions, &places, &blocks, &slots, &step.outputs];
-        let mut all = Vec::new();
-        let mut parts = Vec::new();
-        for table in tables {
-            parts.push((all.len(), table.len()));
-            all.extend(table);
-            all.resize(all.len().next_multiple_of(64), 0);
-        }
-        let all = self.gpu.upload(&all)?;
-        let part = |i: usize| all.part(parts[i].0, parts[i].1);
-        let greatest = rows.iter().map(|r| r.position).max().unwrap_or(0);
-        Ok(GpuBatch {
-            rows: rows.len(),
-            greatest,
-            tokens: part(0),
-            positions: part(1),
-            places: part(2),
-            blocks: part(3),
-            slots: part(4),
-            outputs: part(5),
-        })
+        self.prepare_step(step, kv, previous)
     }
 
     fn embed(&self, table: &GpuLinear, batch: &GpuBatch) -> Result<Tensor> {
@@ -542,7 +402,7 @@ impl Backend for GpuBackend {
     }
 
     fn apply_experts(&self, x: &Tensor, experts: &GpuExperts, routing: &GpuRouting) -> Result<Tensor> {
-        self.mix(x, experts, routing)
+        self.mix(x, experts, routing, None)
     }
 
     fn outputs(&self, x: &Tensor, batch: &GpuBatch) -> Result<Tensor> {
@@ -586,5 +446,22 @@ impl Backend for GpuBackend {
 
     fn expert<'a>(&self, experts: &'a GpuExperts, index: usize) -> [&'a GpuLinear; 3] {
         experts.linears(index)
+    }
+
+    /// As the default block, with the residual added by the kernel that sums the experts up.
+    fn moe(&self, w: &Moe<Self>, h: Tensor, pass: &Pass<Self>) -> Result<Tensor> {
+        if pass.observer.is_some() {
+            return blocks::moe(self, w, h, pass);
+        }
+        let x = w.norm.apply(self, &h)?;
+        let routing = self.route(&x, &w.router.gate, w.router.bias.as_ref(), &w.router.rule)?;
+        let h = self.mix(&x, &w.experts, &routing, Some(&h))?;
+        let Some(shared) = &w.shared else { return Ok(h) };
+        let inner = self.swiglu(self.apply(&shared.gate_proj, &x)?, &self.apply(&shared.up_proj, &x)?)?;
+        let y = self.apply(&shared.down_proj, &inner)?;
+        match &shared.gate {
+            None => self.add(h, &y),
+            Some(gate) => self.add(h, &self.gated(y, &self.apply(gate, &x)?)?),
+        }
     }
 }

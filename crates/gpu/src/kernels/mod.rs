@@ -151,8 +151,9 @@ macro_rules! kernel {
 
             /// Name of the entry point.
             pub fn name(&self) -> String {
+                // Not the body's own name, nor one that a target's library may have.
                 #[allow(unused_mut)]
-                let mut name = String::from($function);
+                let mut name = format!("mm_{}", $function);
                 $(name.push('_'); name.push_str(&$crate::kernels::Template::tag(&self.$field));)*
                 name
             }

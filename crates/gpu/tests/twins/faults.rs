@@ -25,6 +25,11 @@ enum Fault {
     Memory(usize),
 }
 
+/// Whether the entry point `name` is an instance of one of these kernels.
+fn is_one_of(name: &str, kernels: &[&str]) -> bool {
+    name.strip_prefix("mm_").is_some_and(|name| kernels.iter().any(|k| name.starts_with(k)))
+}
+
 struct Faulty {
     inner: Simulated,
     fault: Fault,
@@ -57,7 +62,7 @@ impl Device for Faulty {
     }
     fn compile(&self, text: &str, entries: &[Entry]) -> Result<Vec<Function>> {
         if let Fault::Compile(names) = self.fault
-            && let Some(e) = entries.iter().find(|e| names.iter().any(|n| e.name.starts_with(n)))
+            && let Some(e) = entries.iter().find(|e| is_one_of(&e.name, names))
         {
             return Err(Error::Compile { kernel: e.name.clone(), log: "injected".into() });
         }
@@ -70,7 +75,7 @@ impl Device for Faulty {
         self.inner.launch(launch)?;
         let name = self.names.lock().unwrap()[&launch.function.0].clone();
         match self.fault {
-            Fault::Garbage(names) if names.iter().any(|n| name.starts_with(n)) => {
+            Fault::Garbage(names) if is_one_of(&name, names) => {
                 let y = launch.bindings.iter().rev().find(|b| b.access == Access::Write).unwrap();
                 self.inner.upload(y.handle, y.offset + y.bytes - 4, &1e3f32.to_le_bytes())
             }

@@ -5,5 +5,6 @@
 mod blocks;
 mod device;
 mod faults;
+mod kernels;
 mod numbers;
 mod weights;
