@@ -1,10 +1,10 @@
 //! Drives the engine through one answer.
 
-use crate::device::Backend;
 use crate::error::{Failure, Result};
 use crate::interrupt::Watch;
 use crate::metrics;
 use crate::progress::Bar;
+use marlin_backend::Backend;
 use marlin_checkpoint::text::Tokenizer;
 use marlin_engine::{Engine, Event, FinishReason, Request, RequestId, TokenEvent, Usage};
 use serde::Serialize;
@@ -56,8 +56,8 @@ pub struct Answer {
 
 /// Carries out `request`, handing each token and the text that is now certain to `receive`. Ctrl-C ends the answer, and
 /// so does a `receive` that fails; no request is left behind.
-pub fn answer(
-    engine: &mut Engine<Backend>,
+pub fn answer<B: Backend>(
+    engine: &mut Engine<B>,
     request: Request,
     watch: &Watch,
     receive: &mut dyn FnMut(Option<u32>, &str) -> Result<()>,
@@ -73,8 +73,8 @@ pub fn answer(
 }
 
 /// Steps until `id`, whose prompt has so many tokens, has ended.
-fn follow(
-    engine: &mut Engine<Backend>,
+fn follow<B: Backend>(
+    engine: &mut Engine<B>,
     id: RequestId,
     prompt: u64,
     watch: &Watch,
@@ -138,7 +138,10 @@ mod tests {
         let args = EngineArgs { device: Device::Cpu, threads: 1, exact: true, kv_type: KvType::Auto, verbose: false };
         let options = EngineOptions { max_batch: 1, ..EngineOptions::default() };
         let context = ContextArgs::default();
-        let mut engine = model::load(builtin::NAME, &args, &context, options, Prompt::Ids).unwrap().engine;
+        let mut engine =
+            model::load(crate::device::cpu(&args).unwrap(), builtin::NAME, &args, &context, options, Prompt::Ids)
+                .unwrap()
+                .engine;
         let request = Request { max_tokens: Some(16), ignore_eos: true, ..Request::new(vec![1, 2, 3]) };
         let failed = answer(&mut engine, request, &interrupt::watch(), &mut |_, _| Err(Failure::BrokenPipe));
         assert!(matches!(failed, Err(Failure::BrokenPipe)));

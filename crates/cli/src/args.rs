@@ -46,7 +46,7 @@ pub enum Command {
 #[derive(Clone, Debug, Args)]
 #[command(next_help_heading = "Engine")]
 pub struct EngineArgs {
-    /// Where to compute: auto or cpu
+    /// Where to compute: auto, cpu, cuda or metal; auto takes a GPU that can be used, else the CPU
     #[arg(long, env = "MARLIN_DEVICE", default_value = "auto", value_parser = values::device)]
     pub device: Device,
     /// Threads; 0 takes the physical cores

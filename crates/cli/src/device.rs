@@ -1,14 +1,187 @@
-//! The backend that models run on.
+//! The backends that models run on.
 
 use crate::args::EngineArgs;
+use crate::error::{Failure, Result};
+use crate::output;
 use crate::values::Device;
-use marlin_cpu::{CpuBackend, CpuOptions};
+use marlin_backend::Backend;
+use marlin_cpu::{Cpu, CpuBackend, CpuOptions, KvType, bandwidth};
+use marlin_gpu::kernels::Element;
+use marlin_gpu::{GpuBackend, GpuOptions};
+use serde::Serialize;
+use std::collections::BTreeMap;
+use std::sync::Arc;
 
-/// The one backend of this version.
-pub type Backend = CpuBackend;
+/// A backend that commands can run models on.
+pub trait Runs: Backend {
+    /// What took a slower path so far.
+    fn slower(&self) -> Slower;
+    /// Bytes a second that its memory gives, measured over so many.
+    fn bytes_per_second(&self, region: usize) -> Result<f64>;
+}
 
-/// Opens it as the options say.
-pub fn open(args: &EngineArgs) -> Backend {
-    let Device::Cpu = args.device;
+/// What took a slower path than the kernels made for speed.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct Slower {
+    /// All of it.
+    pub total: u64,
+    /// The same by the code of the reason.
+    pub by_reason: BTreeMap<&'static str, u64>,
+    /// The last one.
+    pub last: Option<Last>,
+}
+
+/// Something that took a slower path.
+#[derive(Clone, Debug, Serialize)]
+pub struct Last {
+    /// The reason's code.
+    pub reason: &'static str,
+    /// The layer.
+    pub module: String,
+    /// Rows of activations.
+    pub batch: usize,
+    /// Experts chosen for each row; 0 outside mixtures.
+    pub top_k: usize,
+    /// Experts of the layer; 0 outside mixtures.
+    pub experts: usize,
+}
+
+impl Runs for CpuBackend {
+    fn slower(&self) -> Slower {
+        let found = self.fallbacks().snapshot();
+        let last = found.last.map(|l| Last {
+            reason: l.reason.code(),
+            module: l.module,
+            batch: l.batch,
+            top_k: l.top_k,
+            experts: l.experts,
+        });
+        Slower { total: found.total, by_reason: found.by_reason, last }
+    }
+
+    fn bytes_per_second(&self, region: usize) -> Result<f64> {
+        Ok(bandwidth::read_bytes_per_second(self.cpu(), region))
+    }
+}
+
+impl Runs for GpuBackend {
+    fn slower(&self) -> Slower {
+        let found = self.fallbacks().snapshot();
+        let last = found.last.map(|l| Last {
+            reason: l.reason.code(),
+            module: l.module,
+            batch: l.batch,
+            top_k: l.top_k,
+            experts: l.experts,
+        });
+        Slower { total: found.total, by_reason: found.by_reason, last }
+    }
+
+    fn bytes_per_second(&self, region: usize) -> Result<f64> {
+        Ok(GpuBackend::bytes_per_second(self, region).map_err(marlin_backend::Error::from)?)
+    }
+}
+
+/// A backend that has been opened; there is one.
+#[allow(clippy::large_enum_variant)] // moved once
+pub enum Opened {
+    /// The processor.
+    Cpu(CpuBackend),
+    /// A GPU.
+    Gpu(GpuBackend),
+}
+
+/// Runs `$body` with the backend that `$args` ask for, whichever it is.
+macro_rules! on_device {
+    ($args:expr, |$backend:ident| $body:expr) => {
+        match $crate::device::open($args)? {
+            $crate::device::Opened::Cpu($backend) => $body,
+            $crate::device::Opened::Gpu($backend) => $body,
+        }
+    };
+}
+pub(crate) use on_device;
+
+fn processor(args: &EngineArgs) -> CpuBackend {
     CpuBackend::new(CpuOptions { threads: args.threads, exact: args.exact, kv: args.kv_type })
+}
+
+/// The processor, for commands that compute nowhere else.
+pub fn cpu(args: &EngineArgs) -> Result<CpuBackend> {
+    match args.device {
+        Device::Auto | Device::Cpu => Ok(processor(args)),
+        Device::Cuda => Err(Failure::text("--device cuda: this command computes on the CPU; use auto or cpu")),
+        Device::Metal => Err(Failure::text("--device metal: this command computes on the CPU; use auto or cpu")),
+    }
+}
+
+/// The backend that the options ask for.
+pub fn open(args: &EngineArgs) -> Result<Opened> {
+    let (wanted, named) = match args.device {
+        Device::Cpu => return Ok(Opened::Cpu(processor(args))),
+        Device::Auto => (None, false),
+        Device::Cuda => (Some(Device::Cuda), true),
+        Device::Metal => (Some(Device::Metal), true),
+    };
+    match gpu(args, wanted) {
+        Ok(backend) => Ok(Opened::Gpu(backend)),
+        Err(Unusable { why, .. }) if named => Err(Failure::text(format!("the GPU cannot be used: {why}"))),
+        Err(Unusable { why, absent }) => {
+            // That there is no GPU is nothing to be told of, unless one asks; that one is there and is not used is.
+            if args.verbose || !absent {
+                output::note(&format!("computing on the CPU: {why}"));
+            }
+            Ok(Opened::Cpu(processor(args)))
+        }
+    }
+}
+
+/// Why a GPU is not used.
+pub struct Unusable {
+    /// In one line.
+    pub why: String,
+    /// Whether that is because there is none, or because of what was asked for.
+    pub absent: bool,
+}
+
+impl From<marlin_gpu::Error> for Unusable {
+    fn from(error: marlin_gpu::Error) -> Self {
+        Self { absent: matches!(error, marlin_gpu::Error::Absent(_)), why: error.to_string() }
+    }
+}
+
+/// The device of this machine: the one of its system where none is named.
+pub fn find(wanted: Option<Device>) -> std::result::Result<Arc<dyn marlin_gpu::Device>, Unusable> {
+    let here = if cfg!(target_os = "macos") { Device::Metal } else { Device::Cuda };
+    if wanted.is_some_and(|wanted| wanted != here) {
+        let why = if here == Device::Metal { "macOS has no CUDA" } else { "only macOS has Metal" };
+        return Err(Unusable { why: why.into(), absent: true });
+    }
+    #[cfg(target_os = "macos")]
+    return Ok(Arc::new(marlin_gpu::device::metal::Metal::open()?));
+    #[cfg(not(target_os = "macos"))]
+    Ok(Arc::new(marlin_gpu::device::cuda::Cuda::open(0)?))
+}
+
+fn gpu(args: &EngineArgs, wanted: Option<Device>) -> std::result::Result<GpuBackend, Unusable> {
+    let asked = |why: &str| Err(Unusable { why: why.into(), absent: true });
+    if args.exact {
+        return asked("--exact is computed by the CPU only");
+    }
+    let kv = match args.kv_type {
+        KvType::Auto | KvType::Bf16 => Element::Bf16,
+        KvType::F32 => Element::F32,
+        KvType::F16 => Element::F16,
+        KvType::Int8 | KvType::Fp8 => return asked("KV memory in bytes is the CPU's only"),
+    };
+    let device = find(wanted)?;
+    // Some memory is left to others.
+    let memory = device.info().memory / 16 * 15;
+    GpuBackend::open(device, GpuOptions { kv, memory, threads: args.threads })
+        .map_err(|error| Unusable { why: error.to_string(), absent: false })
+}
+
+/// Threads that the options give the processor.
+pub fn threads(args: &EngineArgs) -> usize {
+    Cpu::new(args.threads).pool().threads()
 }

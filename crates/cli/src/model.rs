@@ -1,7 +1,7 @@
 //! From the name on the command line to a model that answers.
 
 use crate::args::{ContextArgs, EngineArgs};
-use crate::device::{self, Backend};
+use crate::device::Runs;
 use crate::error::{Failure, Result};
 use crate::progress::Bar;
 use crate::{builtin, output};
@@ -78,9 +78,9 @@ pub fn template(folder: &Folder) -> Result<Option<ChatTemplate>> {
 }
 
 /// A model that is ready to answer.
-pub struct Loaded {
+pub struct Loaded<B: Runs> {
     /// The engine around it.
-    pub engine: Engine<Backend>,
+    pub engine: Engine<B>,
     /// Where it came from.
     pub checkpoint: Checkpoint,
     /// Its chat template, if it has one; read when a conversation first wants it.
@@ -89,7 +89,7 @@ pub struct Loaded {
     pub load: Duration,
 }
 
-impl Loaded {
+impl<B: Runs> Loaded<B> {
     /// The tokenizer, which must be there.
     pub fn tokenizer(&self) -> Result<&Tokenizer> {
         self.engine.tokenizer().ok_or_else(|| no_tokenizer(&self.checkpoint))
@@ -98,7 +98,7 @@ impl Loaded {
     /// Says, if `verbose`, what was computed on slower paths than it might be.
     pub fn say_fallbacks(&self, verbose: bool) {
         if verbose {
-            let found = self.engine.backend().fallbacks().snapshot();
+            let found = self.engine.backend().slower();
             output::note(&output::fallbacks(&found).unwrap_or_else(|| "slower paths: none taken".to_owned()));
         }
     }
@@ -124,27 +124,29 @@ pub fn no_tokenizer(checkpoint: &Checkpoint) -> Failure {
     ))
 }
 
-/// Loads the model called `name`.
-pub fn load(
+/// Loads the model called `name` on `backend`.
+pub fn load<B: Runs>(
+    backend: B,
     name: &str,
     engine: &EngineArgs,
     context: &ContextArgs,
     options: EngineOptions,
     prompt: Prompt,
-) -> Result<Loaded> {
+) -> Result<Loaded<B>> {
     let started = Instant::now();
-    load_checkpoint(open(name)?, engine, context, options, prompt, started)
+    load_checkpoint(backend, open(name)?, engine, context, options, prompt, started)
 }
 
 /// Loads the model in `checkpoint`, which was begun to be opened when it `started`.
-pub fn load_checkpoint(
+pub fn load_checkpoint<B: Runs>(
+    backend: B,
     checkpoint: Checkpoint,
     args: &EngineArgs,
     context: &ContextArgs,
     options: EngineOptions,
     prompt: Prompt,
     started: Instant,
-) -> Result<Loaded> {
+) -> Result<Loaded<B>> {
     let tokenizer = match tokenizer(&checkpoint.folder) {
         Err(failure @ Failure::Error(_)) if prompt == Prompt::Ids => {
             output::note(&format!("note: the tokenizer is not used, so there is no text: {failure}"));
@@ -152,7 +154,7 @@ pub fn load_checkpoint(
         }
         other => other?,
     };
-    let backend = Arc::new(device::open(args));
+    let backend = Arc::new(backend);
     let mut bar = Bar::bytes(format!("loading {}", checkpoint.name));
     let model = Model::load(backend.as_ref(), &checkpoint, LoadOptions::default(), &mut |p| bar.set(p.done, p.total))?;
     drop(bar);
@@ -173,7 +175,7 @@ pub fn load_checkpoint(
 }
 
 /// Says where what is computed is not what the checkpoint seems to say.
-fn warn(loaded: &Loaded) {
+fn warn<B: Runs>(loaded: &Loaded<B>) {
     let converted = loaded.engine.model().report().converted.len();
     if converted > 0 {
         let tensors = if converted == 1 { "1 tensor is".to_owned() } else { format!("{converted} tensors are") };
@@ -187,8 +189,7 @@ fn warn(loaded: &Loaded) {
     }
 }
 
-fn describe(loaded: &Loaded) {
-    use marlin_backend::Backend as _;
+fn describe<B: Runs>(loaded: &Loaded<B>) {
     let Loaded { engine, checkpoint, load, .. } = loaded;
     let info = engine.model().info();
     output::note(&format!(

@@ -47,22 +47,28 @@ pub fn logit_bias(text: &str) -> Result<(u32, f32), String> {
     Ok((id.trim().parse().map_err(|_| wrong())?, bias.trim().parse().map_err(|_| wrong())?))
 }
 
-/// The device: `auto` or `cpu`; others are refused by name.
+/// The device.
 pub fn device(text: &str) -> Result<Device, String> {
     match text {
-        "auto" | "cpu" => Ok(Device::Cpu),
-        "metal" | "cuda" | "gpu" => {
-            Err(format!("{text} is not supported by this version, which computes on the CPU only; use auto or cpu"))
-        }
-        _ => Err("expected auto or cpu".to_owned()),
+        "auto" => Ok(Device::Auto),
+        "cpu" => Ok(Device::Cpu),
+        "cuda" => Ok(Device::Cuda),
+        "metal" => Ok(Device::Metal),
+        _ => Err("expected auto, cpu, cuda or metal".to_owned()),
     }
 }
 
 /// Where models run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Device {
+    /// The GPU where there is one that can be used, else the processor.
+    Auto,
     /// The processor.
     Cpu,
+    /// An NVIDIA GPU.
+    Cuda,
+    /// The GPU of a Mac.
+    Metal,
 }
 
 /// Element type of the KV memory: every one that the backend has.

@@ -230,7 +230,7 @@ fn bad_requests_are_refused() {
     let error = marlin(&["run", "--prompt-ids", &unknown]).error(1);
     assert_eq!(error, "prompt token 1 is 70000, but the model's vocabulary has 4096 tokens");
     for (args, said) in [
-        (vec!["x", "--device", "metal"], "metal is not supported by this version, which computes on the CPU only"),
+        (vec!["x", "--device", "tpu"], "expected auto, cpu, cuda or metal"),
         (vec!["x", "--context", "-3"], "unexpected argument '-3' found"),
         (vec!["x", "--kv-tokens", "many"], "expected a number of tokens such as 4096 or 32K, found \"many\""),
         (vec!["x", "--threads", "100000"], "expected a number of threads from 0 to 1024, found \"100000\""),
@@ -250,8 +250,20 @@ fn options_may_come_from_the_environment() {
     command.env("MARLIN_MAX_TOKENS", "2").env("MARLIN_EXACT", "1").env("MARLIN_THREADS", "1");
     assert_eq!(ids_of(&finish(command, "").json()["token_ids"]).len(), 2);
     let mut command = common::command(&["run", "Once"]);
-    command.env("MARLIN_DEVICE", "cuda");
-    assert!(finish(command, "").error(2).contains("cuda is not supported by this version"));
+    command.env("MARLIN_DEVICE", "tpu");
+    assert!(finish(command, "").error(2).contains("expected auto, cpu, cuda or metal"));
+}
+
+/// A GPU that this system cannot have is an error where it is asked for by name, in one line; `auto` computes all the same.
+#[test]
+fn a_gpu_that_is_not_there_is_told_in_one_line() {
+    let (device, why) =
+        if cfg!(target_os = "macos") { ("cuda", "macOS has no CUDA") } else { ("metal", "only macOS has Metal") };
+    let error = marlin(&["run", "Once", "--device", device]).error(1);
+    assert_eq!(error, format!("the GPU cannot be used: {why}"));
+    let found = marlin(&["run", "Once", "--max-tokens", "2", "--json", "--exact", "--verbose"]);
+    assert!(found.stderr.contains("computing on the CPU: --exact is computed by the CPU only"), "{}", found.stderr);
+    assert_eq!(ids_of(&found.json()["token_ids"]).len(), 2);
 }
 
 /// The model's tensors with the last norm stored in F64.

@@ -97,7 +97,7 @@ impl Windows {
 pub fn run(args: &Args) -> Result<()> {
     let checkpoint = model::open(&args.model)?;
     let samples = args.windows.read(&checkpoint, &args.text)?;
-    let backend = device::open(&args.engine);
+    let backend = device::cpu(&args.engine)?;
     let watch = interrupt::watch();
     let mut bar = Bar::items("calibrating");
     let mut hear = |step: &Progress| {

@@ -1,11 +1,13 @@
 //! `doctor`: what this machine is and can do.
 
 use crate::error::{Failure, Result};
-use crate::{builtin, interrupt, model, output};
+use crate::{builtin, device, interrupt, model, output};
 use marlin_checkpoint::Hub;
 use marlin_cpu::{Cpu, CpuBackend, CpuOptions, bandwidth};
 use marlin_eval::check::{self, Check};
 use marlin_eval::machine::{self, Memory};
+use marlin_gpu::kernels::Element;
+use marlin_gpu::{GpuBackend, GpuOptions};
 use output::bytes;
 use serde::Serialize;
 
@@ -42,6 +44,7 @@ struct Report {
     #[serde(skip_serializing_if = "Option::is_none")]
     self_check: Option<SelfCheck>,
     devices: Vec<&'static str>,
+    gpu: Gpu,
     built_in_model: Option<&'static str>,
     cache: String,
     cached_models: usize,
@@ -54,6 +57,63 @@ struct Measured {
     read_method: String,
     f32_flops_per_second: f64,
     bf16_flops_per_second: f64,
+}
+
+/// What is known of the GPU.
+#[derive(Default, Serialize)]
+struct Gpu {
+    /// `cuda` or `metal`.
+    kind: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    name: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    architecture: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    driver: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    memory_bytes: Option<usize>,
+    /// Whether every primitive computes what the reference computes, where that was looked at.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    self_check: Option<bool>,
+    /// Why it is not used.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    unusable: Option<String>,
+}
+
+impl Gpu {
+    fn look(quick: bool) -> Self {
+        let kind = if cfg!(target_os = "macos") { "metal" } else { "cuda" };
+        let found = match device::find(None) {
+            Ok(found) => found,
+            Err(unusable) => return Self { kind, unusable: Some(unusable.why), ..Self::default() },
+        };
+        let info = found.info().clone();
+        let options = GpuOptions { kv: Element::Bf16, memory: info.memory, threads: 0 };
+        let checked = (!quick).then(|| GpuBackend::open(found, options));
+        let unusable = checked.as_ref().and_then(|c| c.as_ref().err()).map(ToString::to_string);
+        Self {
+            kind,
+            name: Some(info.name),
+            architecture: Some(info.architecture),
+            driver: Some(info.driver),
+            memory_bytes: Some(info.memory),
+            self_check: checked.map(|c| c.is_ok()),
+            unusable,
+        }
+    }
+
+    fn text(&self) -> String {
+        let Some(name) = &self.name else { return format!("none: {}", self.unusable.as_deref().unwrap_or_default()) };
+        let (architecture, driver) =
+            (self.architecture.as_deref().unwrap_or_default(), self.driver.as_deref().unwrap_or_default());
+        let memory = bytes(self.memory_bytes.unwrap_or_default() as u64);
+        let check = match (&self.unusable, self.self_check) {
+            (Some(why), _) => format!("not used: {why}"),
+            (None, Some(_)) => "every primitive agrees with the reference".to_owned(),
+            (None, None) => "not checked".to_owned(),
+        };
+        format!("{name} ({architecture}, driver {driver}, {memory}): {check}")
+    }
 }
 
 /// The built-in model's logits, compared with those of the plain reference implementation.
@@ -122,6 +182,7 @@ pub fn run(args: &Args) -> Result<()> {
         watch.check()?;
     }
     let passed = self_check.as_ref().is_none_or(SelfCheck::passed);
+    let gpu = Gpu::look(args.quick);
     let report = Report {
         version: env!("CARGO_PKG_VERSION"),
         system: format!("{} {}", std::env::consts::OS, std::env::consts::ARCH),
@@ -133,7 +194,8 @@ pub fn run(args: &Args) -> Result<()> {
         memory: machine::memory(),
         measured,
         self_check,
-        devices: vec!["cpu"],
+        devices: if gpu.name.is_some() { vec!["cpu", gpu.kind] } else { vec!["cpu"] },
+        gpu,
         built_in_model: builtin::is_there().then_some(builtin::NAME),
         cache: hub.cache().display().to_string(),
         cached_models: models.len(),
@@ -182,6 +244,7 @@ impl Report {
             );
         }
         line("devices", self.devices.join(", "));
+        line("gpu", self.gpu.text());
         line("built-in", self.built_in_model.unwrap_or("none").to_owned());
         line("cache", format!("{} ({} models, {})", self.cache, self.cached_models, bytes(self.cached_bytes)));
         out

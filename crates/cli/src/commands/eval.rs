@@ -2,12 +2,12 @@
 
 use super::kld;
 use crate::args::{ContextArgs, EngineArgs};
+use crate::device::{Runs, Slower, on_device};
 use crate::error::{Failure, Result};
 use crate::model::{self, Prompt};
 use crate::progress::Bar;
 use crate::{ids, interrupt, output};
 use clap::{Subcommand, ValueEnum};
-use marlin_cpu::fallback::Snapshot;
 use marlin_engine::EngineOptions;
 use marlin_eval::{Perplexity, Protocol, perplexity};
 use serde::Serialize;
@@ -75,7 +75,7 @@ struct Report<'a> {
     #[serde(flatten)]
     result: &'a Perplexity,
     /// Products that took a slower path.
-    fallbacks: Snapshot,
+    fallbacks: Slower,
 }
 
 /// Tokens of a step; several windows share one.
@@ -83,12 +83,12 @@ const STEP: usize = 2048;
 
 pub fn run(args: &Args) -> Result<()> {
     match &args.what {
-        What::Ppl(args) => ppl(args),
+        What::Ppl(args) => on_device!(&args.engine, |backend| ppl(args, backend)),
         What::Kld(args) => kld::run(args),
     }
 }
 
-fn ppl(args: &Ppl) -> Result<()> {
+fn ppl<B: Runs>(args: &Ppl, backend: B) -> Result<()> {
     let protocol = args.protocol.with(args.context, args.stride)?;
     let given = args.ids.as_deref().map(ids::read).transpose()?;
     let text = args
@@ -100,7 +100,7 @@ fn ppl(args: &Ppl) -> Result<()> {
     let context = ContextArgs { context: None, kv_tokens: Some(STEP.max(protocol.context()) + 512) };
     let options =
         EngineOptions { prefill_chunk: STEP, prefix_cache: false, block_size: 32, ..EngineOptions::default() };
-    let mut loaded = model::load(&args.model, &args.engine, &context, options, prompt)?;
+    let mut loaded = model::load(backend, &args.model, &args.engine, &context, options, prompt)?;
     let mut tokens = match (given, text) {
         (Some(ids), _) => ids,
         (None, text) => loaded.tokenizer()?.encode(&text.unwrap_or_default(), false)?,
@@ -130,7 +130,7 @@ fn ppl(args: &Ppl) -> Result<()> {
             dataset,
             exact: args.engine.exact,
             result: &result,
-            fallbacks: loaded.engine.backend().fallbacks().snapshot(),
+            fallbacks: loaded.engine.backend().slower(),
         });
     }
     let bos = result.bos.map_or("no BOS".to_owned(), |id| format!("BOS {id} first"));

@@ -2,12 +2,13 @@
 
 use super::eval::ProtocolName;
 use crate::args::EngineArgs;
-use crate::device::{self, Backend};
+use crate::device;
 use crate::error::{Failure, Result};
 use crate::progress::Bar;
 use crate::{ids, interrupt, model, output};
 use clap::ArgGroup;
 use marlin_checkpoint::Checkpoint;
+use marlin_cpu::CpuBackend;
 use marlin_eval::{Protocol, Side, kld};
 use marlin_models::{LoadOptions, Model};
 use serde::{Deserialize, Serialize};
@@ -70,12 +71,12 @@ pub struct Measured {
 
 struct Loaded {
     checkpoint: Checkpoint,
-    backend: Backend,
-    model: Model<Backend>,
+    backend: CpuBackend,
+    model: Model<CpuBackend>,
 }
 
 fn load(name: &str, args: &EngineArgs) -> Result<Loaded> {
-    let (checkpoint, backend) = (model::open(name)?, device::open(args));
+    let (checkpoint, backend) = (model::open(name)?, device::cpu(args)?);
     let mut bar = Bar::bytes(format!("loading {}", checkpoint.name));
     let model = Model::load(&backend, &checkpoint, LoadOptions::default(), &mut |p| bar.set(p.done, p.total))?;
     Ok(Loaded { checkpoint, backend, model })

@@ -2,6 +2,7 @@
 
 use crate::args::ContextArgs;
 use crate::args::EngineArgs;
+use crate::device::{Runs, on_device};
 use crate::error::{Failure, Result};
 use crate::model::{self, Prompt};
 use crate::progress::Bar;
@@ -32,10 +33,14 @@ pub struct Args {
 }
 
 pub fn run(args: &Args) -> Result<()> {
+    on_device!(&args.engine, |backend| run_on(args, backend))
+}
+
+fn run_on<B: Runs>(args: &Args, backend: B) -> Result<()> {
     let tokens = ids::read(&args.ids)?;
     let context = ContextArgs { context: None, kv_tokens: Some(tokens.len()) };
     let options = EngineOptions { max_batch: 1, prefix_cache: false, ..EngineOptions::default() };
-    let mut loaded = model::load(&args.model, &args.engine, &context, options, Prompt::Ids)?;
+    let mut loaded = model::load(backend, &args.model, &args.engine, &context, options, Prompt::Ids)?;
     let watch = interrupt::watch();
     let from = if args.last { tokens.len() - 1 } else { 0 };
     let (rows, vocab) = (tokens.len() - from, loaded.engine.model().info().vocab);

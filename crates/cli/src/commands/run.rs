@@ -2,6 +2,7 @@
 
 use crate::answer::{Answer, TokenLogprob, answer};
 use crate::args::{ContextArgs, EngineArgs};
+use crate::device::{Runs, Slower, on_device};
 use crate::error::{Failure, Result};
 use crate::metrics::Metrics;
 use crate::model::{self, Loaded, Prompt};
@@ -9,7 +10,6 @@ use crate::sampling::{self, SamplingArgs, StopArgs};
 use crate::values::Switch;
 use crate::{builtin, ids, interrupt, output};
 use marlin_checkpoint::text::{ChatOptions, Message};
-use marlin_cpu::fallback::Snapshot;
 use marlin_engine::{EngineOptions, FinishReason};
 use serde::Serialize;
 use std::io::{IsTerminal, Read};
@@ -70,16 +70,20 @@ struct Report<'a> {
     logprobs: Option<&'a [TokenLogprob]>,
     metrics: Metrics,
     /// Products that took a slower path.
-    fallbacks: Snapshot,
+    fallbacks: Slower,
 }
 
 pub fn run(args: &Args) -> Result<()> {
+    on_device!(&args.engine, |backend| run_on(args, backend))
+}
+
+fn run_on<B: Runs>(args: &Args, backend: B) -> Result<()> {
     // The prompt first: who types it should not wait for the model, nor the model for a wrong file name.
     let ids = args.prompt_ids.as_deref().map(ids::read).transpose()?;
     let text = if ids.is_some() { None } else { Some(prompt_text(args)?) };
     let options = EngineOptions { max_batch: 1, prefix_cache: false, ..EngineOptions::default() };
     let prompt = if ids.is_some() { Prompt::Ids } else { Prompt::Text };
-    let mut loaded = model::load(&args.model, &args.engine, &args.context, options, prompt)?;
+    let mut loaded = model::load(backend, &args.model, &args.engine, &args.context, options, prompt)?;
     let prompt = match (ids, text) {
         (Some(ids), _) => ids,
         (None, text) => encode(args, &loaded, &text.unwrap_or_default())?,
@@ -111,7 +115,7 @@ pub fn run(args: &Args) -> Result<()> {
     watch.check()
 }
 
-fn print_json(args: &Args, loaded: &Loaded, answer: &Answer, metrics: Metrics) -> Result<()> {
+fn print_json<B: Runs>(args: &Args, loaded: &Loaded<B>, answer: &Answer, metrics: Metrics) -> Result<()> {
     let stopped_by = match &answer.reason {
         FinishReason::StopToken(id) => {
             let token = loaded.engine.tokenizer().and_then(|t| t.id_to_token(*id));
@@ -129,7 +133,7 @@ fn print_json(args: &Args, loaded: &Loaded, answer: &Answer, metrics: Metrics) -
         seed: answer.seed,
         logprobs: args.logprobs.map(|_| answer.logprobs.as_slice()),
         metrics,
-        fallbacks: loaded.engine.backend().fallbacks().snapshot(),
+        fallbacks: loaded.engine.backend().slower(),
     })
 }
 
@@ -163,7 +167,7 @@ fn prompt_text(args: &Args) -> Result<String> {
     }
 }
 
-fn encode(args: &Args, loaded: &Loaded, text: &str) -> Result<Vec<u32>> {
+fn encode<B: Runs>(args: &Args, loaded: &Loaded<B>, text: &str) -> Result<Vec<u32>> {
     let tokenizer = loaded.tokenizer()?;
     if !args.is_chat() {
         return Ok(tokenizer.encode(text, true)?);

@@ -2,12 +2,11 @@
 
 use super::super::doctor;
 use crate::args::{ContextArgs, EngineArgs};
+use crate::device::{self, Runs, Slower, on_device};
 use crate::error::Result;
 use crate::model::{self, Loaded, Prompt};
 use crate::progress::Bar;
 use crate::{builtin, interrupt, output, synthetic};
-use marlin_cpu::fallback::Snapshot;
-use marlin_cpu::{Cpu, bandwidth};
 use marlin_engine::EngineOptions;
 use marlin_eval::{Footprint, Latency, LatencyOptions, Summary, latency, machine};
 use output::{bytes, rate};
@@ -74,12 +73,16 @@ struct Report {
     load_seconds: f64,
     peak_memory_bytes: Option<u64>,
     /// Products that took a slower path in the counted rounds and those for warming up.
-    fallbacks: Snapshot,
+    fallbacks: Slower,
     #[serde(skip_serializing_if = "Option::is_none")]
     note: Option<String>,
 }
 
 pub fn run(args: &Args) -> Result<()> {
+    on_device!(&args.engine, |backend| run_on(args, backend))
+}
+
+fn run_on<B: Runs>(args: &Args, backend: B) -> Result<()> {
     let longest = args.prompt.max(args.depth.max(1) + args.generate) + 1;
     let context = ContextArgs { context: None, kv_tokens: Some(longest) };
     let options = EngineOptions { max_batch: 1, prefix_cache: false, ..EngineOptions::default() };
@@ -88,7 +91,7 @@ pub fn run(args: &Args) -> Result<()> {
         Some(name) => synthetic::Model::parse("--synthetic", name)?.checkpoint()?,
         None => model::open(&args.model)?,
     };
-    let loaded = model::load_checkpoint(checkpoint, &args.engine, &context, options, Prompt::Ids, started)?;
+    let loaded = model::load_checkpoint(backend, checkpoint, &args.engine, &context, options, Prompt::Ids, started)?;
     let Loaded { mut engine, checkpoint, load, .. } = loaded;
     let sizing = *engine.sizing();
     let footprint = Footprint::of(&checkpoint.config, checkpoint.store.as_ref(), engine.model().report());
@@ -109,12 +112,11 @@ pub fn run(args: &Args) -> Result<()> {
     let latency = latency?;
     // Measuring the memory takes memory itself: only now, and without the model.
     let peak = machine::peak_memory();
-    let fallbacks = engine.backend().fallbacks().snapshot();
-    drop(engine);
+    let fallbacks = engine.backend().slower();
     let name = checkpoint.name.clone();
-    drop(checkpoint);
-    let cpu = Cpu::new(args.engine.threads);
-    let read = bandwidth::read_bytes_per_second(&cpu, doctor::region());
+    let backend = engine.backend().clone();
+    drop((engine, checkpoint));
+    let read = backend.bytes_per_second(doctor::region())?;
     watch.check()?;
     let kv = (args.depth + args.generate / 2) * sizing.block_bytes / sizing.block_size;
     let per_token = footprint.bytes_per_token + kv as u64;
@@ -123,7 +125,7 @@ pub fn run(args: &Args) -> Result<()> {
     let report = Report {
         model: name,
         exact: args.engine.exact,
-        threads: cpu.pool().threads(),
+        threads: device::threads(&args.engine),
         latency,
         weight_bytes: footprint.bytes,
         weight_bytes_per_token: footprint.bytes_per_token,

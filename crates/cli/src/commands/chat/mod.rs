@@ -5,6 +5,7 @@ mod thinking;
 
 use crate::answer::{Answer, answer};
 use crate::args::{ContextArgs, EngineArgs};
+use crate::device::{Runs, on_device};
 use crate::error::{Failure, Result};
 use crate::interrupt::{self, Watch};
 use crate::metrics::Metrics;
@@ -53,8 +54,12 @@ const HELP: &str = "\
 A line that ends with \\ goes on in the next; \"\"\" begins and ends a text of several lines. Ctrl-C stops an answer.";
 
 pub fn run(args: &Args) -> Result<()> {
+    on_device!(&args.engine, |backend| run_on(args, backend))
+}
+
+fn run_on<B: Runs>(args: &Args, backend: B) -> Result<()> {
     let options = EngineOptions { max_batch: 1, ..EngineOptions::default() };
-    let loaded = model::load(&args.model, &args.engine, &args.context, options, Prompt::Text)?;
+    let loaded = model::load(backend, &args.model, &args.engine, &args.context, options, Prompt::Text)?;
     loaded.template()?;
     loaded.tokenizer()?;
     let mut input = Input::open();
@@ -86,9 +91,9 @@ pub fn run(args: &Args) -> Result<()> {
     Ok(())
 }
 
-struct Chat<'a> {
+struct Chat<'a, B: Runs> {
     args: &'a Args,
-    loaded: Loaded,
+    loaded: Loaded<B>,
     system: Option<String>,
     think: Option<bool>,
     messages: Vec<Message>,
@@ -97,7 +102,7 @@ struct Chat<'a> {
     turns: usize,
 }
 
-impl Chat<'_> {
+impl<B: Runs> Chat<'_, B> {
     /// Carries out a command; false to leave.
     fn command(&mut self, line: &str) -> Result<bool> {
         let (name, rest) = line.split_once(char::is_whitespace).map_or((line, ""), |(name, rest)| (name, rest.trim()));

@@ -102,7 +102,7 @@ impl Inputs {
 
 /// Makes the checkpoint of a choice of methods.
 pub fn make(checkpoint: &Checkpoint, choice: &Choice, inputs: &Inputs, work: &Work, how: Value) -> Result<()> {
-    let backend = device::open(&work.engine);
+    let backend = device::cpu(&work.engine)?;
     let watch = interrupt::watch();
     let calibration = match inputs {
         Inputs::None => Calibration::None,

@@ -152,7 +152,7 @@ pub fn mixed(checkpoint: &Checkpoint, args: &RecipeArgs, inputs: Inputs, work: &
         Inputs::Text(samples) => {
             let name = work.output.file_name().unwrap_or_default().to_string_lossy();
             let folder = work.output.with_file_name(format!("{name}.stats"));
-            let backend = device::open(&work.engine);
+            let backend = device::cpu(&work.engine)?;
             let watch = interrupt::watch();
             let mut bar = Bar::items("calibrating");
             let mut hear = |step: &Progress| {
@@ -231,7 +231,7 @@ fn tries(
     tried: Probe,
     engine: &EngineArgs,
 ) -> Result<Vec<Module>> {
-    let backend = device::open(engine);
+    let backend = device::cpu(engine)?;
     let watch = interrupt::watch();
     let mut bar = Bar::items("trying");
     Ok(probe(checkpoint, stats, recipe, tried, backend.cpu(), &mut |step: &Progress| {

@@ -1,0 +1,123 @@
+//! Every primitive but products with weights (those are compared when weights are loaded) on a device that has just been opened,
+//! against the reference: sizes that are no multiples of anything, several sequences, every rule of routing.
+
+use super::GpuBackend;
+use marlin_backend::blocks::{RouterRule, Scoring};
+use marlin_backend::{
+    Backend, Error, Expert, KvLayout, KvSpec, LatentForm, Reference, Result, RopeTable, SequenceStep, Step, Token,
+};
+use marlin_checkpoint::{DType, Dense, LatentProjection, Linear, Tensor, TensorInfo, Weight};
+
+/// Greatest difference, relative to the largest value, that is taken for rounding.
+const LIMIT: f32 = 1e-3;
+
+/// Refuses a device of which a primitive does not do what the reference does.
+pub(super) fn primitives(b: &GpuBackend) -> Result<()> {
+    let expected = all(&Reference)?;
+    let found = all(b)?;
+    for ((name, found), (_, expected)) in found.iter().zip(&expected) {
+        let scale = expected.iter().fold(1e-6f32, |m, v| m.max(v.abs()));
+        // Written so that NaN fails.
+        let good =
+            found.len() == expected.len() && found.iter().zip(expected).all(|(a, b)| (a - b).abs() <= LIMIT * scale);
+        if !good {
+            return Err(Error::Device(format!("{}: {name} does not compute what the reference computes", b.name())));
+        }
+    }
+    Ok(())
+}
+
+/// Numbers in [-1, 1) from a linear congruence.
+struct Numbers(u32);
+
+impl Numbers {
+    fn many(&mut self, n: usize) -> Vec<f32> {
+        let mut next = || {
+            self.0 = self.0.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            (self.0 >> 8) as f32 / (1 << 23) as f32 - 1.0
+        };
+        (0..n).map(|_| next()).collect()
+    }
+
+    fn dense(&mut self, rows: usize, cols: usize) -> Result<Linear> {
+        let data: Vec<u8> = self.many(rows * cols).into_iter().flat_map(f32::to_le_bytes).collect();
+        let info = TensorInfo { name: "self-check".into(), dtype: DType::F32, shape: vec![rows, cols] };
+        Ok(Linear::new("self-check", Weight::Dense(Dense::new(Tensor { info, data: data.into() })?), None))
+    }
+}
+
+/// What each primitive gives.
+fn all<B: Backend>(b: &B) -> Result<Vec<(&'static str, Vec<f32>)>> {
+    let mut numbers = Numbers(1);
+    let mut found = Vec::new();
+    for (rows, cols, width) in [(3, 130, 65), (2, 1000, 1000)] {
+        let (x, y) = (numbers.many(rows * cols), numbers.many(rows * cols));
+        let (weight, gate) = (b.vector(numbers.many(width))?, b.write(rows, 1, numbers.many(rows))?);
+        let (x, y) = (b.write(rows, cols, x)?, b.write(rows, cols, y)?);
+        found.push(("rms_norm", b.read(&b.rms_norm(&x, &weight, 1e-5)?)?));
+        found.push(("swiglu", b.read(&b.swiglu(x.clone(), &y)?)?));
+        found.push(("add", b.read(&b.add(x.clone(), &y)?)?));
+        found.push(("gated", b.read(&b.gated(x.clone(), &gate)?)?));
+        found.push(("columns", b.read(&b.columns(&x, 3, cols - 1)?)?));
+    }
+    let before = Step {
+        tokens: vec![Token::Id(0); 21],
+        sequences: vec![SequenceStep { cached: 0, len: 21, blocks: vec![3, 0] }],
+        outputs: Vec::new(),
+    };
+    let step = Step {
+        tokens: [3, 1, 4, 1].map(Token::Id).to_vec(),
+        sequences: vec![
+            SequenceStep { cached: 21, len: 1, blocks: vec![3, 0] },
+            SequenceStep { cached: 0, len: 3, blocks: vec![2] },
+        ],
+        outputs: vec![0, 3],
+    };
+    let spec = |layout| KvSpec { layers: 1, layout, block_size: 16, blocks: 4 };
+    let (heads, shared, key, value) = (4, 2, 40, 24);
+    let kv = b.kv(spec(KvLayout::Heads { heads: shared, key, value }))?;
+    let (first, second) = (b.begin(&before, &kv, None)?, b.begin(&step, &kv, None)?);
+    let embedded = b.embed(&b.linear(numbers.dense(6, 33)?)?, &second)?;
+    found.push(("embed", b.read(&b.outputs(&embedded, &second)?)?));
+    for interleaved in [false, true] {
+        let rope = b.rope_table(RopeTable { inv_freq: vec![1.0, 0.2, 0.01], interleaved })?;
+        found.push(("rope", b.read(&b.rope(b.write(4, 20, numbers.many(80))?, &rope, 10, 1, &second)?)?));
+    }
+    for (rows, batch) in [(21, &first), (4, &second)] {
+        let k = b.write(rows, shared * key, numbers.many(rows * shared * key))?;
+        let v = b.write(rows, shared * value, numbers.many(rows * shared * value))?;
+        b.append(&kv, 0, &k, &v, batch)?;
+    }
+    let q = b.write(4, heads * key, numbers.many(4 * heads * key))?;
+    found.push(("attention", b.read(&b.attention(&q, &kv, 0, heads, 0.3, &second)?)?));
+    let (nope, rope, value, rank) = (16, 8, 12, 40);
+    let kv = b.kv(spec(KvLayout::Latent { rank, rope }))?;
+    for (rows, batch) in [(21, &first), (4, &second)] {
+        let latent = b.write(rows, rank, numbers.many(rows * rank))?;
+        b.append_latent(&kv, 0, &latent, &b.write(rows, rope, numbers.many(rows * rope))?, batch)?;
+    }
+    let kv_b = b.linear(numbers.dense(heads * (nope + value), rank)?)?;
+    let q = b.write(4, heads * (nope + rope), numbers.many(4 * heads * (nope + rope)))?;
+    let y =
+        b.latent_attention(&q, LatentProjection::Whole(&kv_b), &kv, 0, heads, 0.1, LatentForm::Absorbed, &second)?;
+    found.push(("latent_attention", b.read(&y)?));
+    let experts = 12;
+    let gate = b.linear(numbers.dense(experts, 20)?)?;
+    let bias = b.vector(numbers.many(experts))?;
+    let mut all = Vec::new();
+    for _ in 0..experts {
+        all.push(Expert { gate: numbers.dense(9, 20)?, up: numbers.dense(9, 20)?, down: numbers.dense(20, 9)? });
+    }
+    let all = b.experts(all)?;
+    let x = b.write(5, 20, numbers.many(100))?;
+    for scoring in [Scoring::Softmax, Scoring::Sigmoid] {
+        for (groups, top_groups) in [(1, 1), (4, 2)] {
+            let rule = RouterRule { scoring, top_k: 3, normalise: true, scale: 1.5, groups, top_groups };
+            let routing = b.route(&x, &gate, Some(&bias), &rule)?;
+            let choices = b.read_routing(&routing)?;
+            found.push(("route", choices.into_iter().flatten().flat_map(|(e, w)| [e as f32, w]).collect()));
+            found.push(("apply_experts", b.read(&b.apply_experts(&x, &all, &routing)?)?));
+        }
+    }
+    Ok(found)
+}

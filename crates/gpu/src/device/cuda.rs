@@ -1,0 +1,375 @@
+//! NVIDIA GPUs through the driver's own library, loaded when it is first wanted: the same program runs where there is none.
+//!
+//! The few functions used are declared here rather than taken from a crate: a library or a function that is missing (an old
+//! driver) must become an error that says so, never a panic.
+
+use super::{Device, Function, Handle, Info, Launch, cache, nvrtc};
+use crate::source::{Entry, Target};
+use crate::{Error, Result};
+use libloading::Library;
+use std::collections::HashMap;
+use std::ffi::{CStr, CString, c_char, c_int, c_uint, c_void};
+use std::sync::{Mutex, OnceLock, PoisonError};
+
+type Status = c_int;
+type Pointer = *mut c_void;
+
+/// The driver's interface, version 12 or later.
+struct Api {
+    _library: Library,
+    error_name: unsafe extern "C" fn(Status, *mut *const c_char) -> Status,
+    device_count: unsafe extern "C" fn(*mut c_int) -> Status,
+    device_get: unsafe extern "C" fn(*mut c_int, c_int) -> Status,
+    device_name: unsafe extern "C" fn(*mut c_char, c_int, c_int) -> Status,
+    device_memory: unsafe extern "C" fn(*mut usize, c_int) -> Status,
+    device_attribute: unsafe extern "C" fn(*mut c_int, c_int, c_int) -> Status,
+    context_retain: unsafe extern "C" fn(*mut Pointer, c_int) -> Status,
+    context_release: unsafe extern "C" fn(c_int) -> Status,
+    context_set: unsafe extern "C" fn(Pointer) -> Status,
+    memory_info: unsafe extern "C" fn(*mut usize, *mut usize) -> Status,
+    stream_create: unsafe extern "C" fn(*mut Pointer, c_uint) -> Status,
+    stream_destroy: unsafe extern "C" fn(Pointer) -> Status,
+    stream_wait: unsafe extern "C" fn(Pointer) -> Status,
+    allocate: unsafe extern "C" fn(*mut u64, usize) -> Status,
+    free: unsafe extern "C" fn(u64) -> Status,
+    upload: unsafe extern "C" fn(u64, *const c_void, usize, Pointer) -> Status,
+    download: unsafe extern "C" fn(*mut c_void, u64, usize, Pointer) -> Status,
+    module_load: unsafe extern "C" fn(*mut Pointer, *const c_void) -> Status,
+    module_unload: unsafe extern "C" fn(Pointer) -> Status,
+    module_function: unsafe extern "C" fn(*mut Pointer, Pointer, *const c_char) -> Status,
+    #[allow(clippy::type_complexity)]
+    launch: unsafe extern "C" fn(
+        Pointer,
+        c_uint,
+        c_uint,
+        c_uint,
+        c_uint,
+        c_uint,
+        c_uint,
+        c_uint,
+        Pointer,
+        *mut Pointer,
+        *mut Pointer,
+    ) -> Status,
+    capture_begin: unsafe extern "C" fn(Pointer, c_int) -> Status,
+    capture_end: unsafe extern "C" fn(Pointer, *mut Pointer) -> Status,
+    graph_instantiate: unsafe extern "C" fn(*mut Pointer, Pointer, u64) -> Status,
+    graph_launch: unsafe extern "C" fn(Pointer, Pointer) -> Status,
+    graph_destroy: unsafe extern "C" fn(Pointer) -> Status,
+    graph_exec_destroy: unsafe extern "C" fn(Pointer) -> Status,
+    driver_version: c_int,
+}
+
+fn load() -> std::result::Result<Api, String> {
+    let names: &[&str] = if cfg!(windows) { &["nvcuda.dll"] } else { &["libcuda.so.1", "libcuda.so"] };
+    // SAFETY: the driver's initialisers ask nothing of the caller.
+    let library = names.iter().find_map(|name| unsafe { Library::new(*name) }.ok());
+    let library = library.ok_or_else(|| format!("there is no NVIDIA driver ({} is not installed)", names[0]))?;
+    macro_rules! symbol {
+        ($name:literal) => {
+            // SAFETY: the signature is that of cuda.h.
+            *unsafe { library.get($name) }.map_err(|e| format!("the NVIDIA driver is too old: {e}"))?
+        };
+    }
+    let init: unsafe extern "C" fn(c_uint) -> Status = symbol!(b"cuInit");
+    let ask: unsafe extern "C" fn(*mut c_int) -> Status = symbol!(b"cuDriverGetVersion");
+    let mut driver_version = 0;
+    // SAFETY: the first call of all; then an integer to write to.
+    let status = unsafe {
+        ask(&mut driver_version);
+        init(0)
+    };
+    if status != 0 {
+        return Err(format!("the NVIDIA driver does not start (error {status}): is there a GPU?"));
+    }
+    Ok(Api {
+        error_name: symbol!(b"cuGetErrorName"),
+        device_count: symbol!(b"cuDeviceGetCount"),
+        device_get: symbol!(b"cuDeviceGet"),
+        device_name: symbol!(b"cuDeviceGetName"),
+        device_memory: symbol!(b"cuDeviceTotalMem_v2"),
+        device_attribute: symbol!(b"cuDeviceGetAttribute"),
+        context_retain: symbol!(b"cuDevicePrimaryCtxRetain"),
+        context_release: symbol!(b"cuDevicePrimaryCtxRelease_v2"),
+        context_set: symbol!(b"cuCtxSetCurrent"),
+        memory_info: symbol!(b"cuMemGetInfo_v2"),
+        stream_create: symbol!(b"cuStreamCreate"),
+        stream_destroy: symbol!(b"cuStreamDestroy_v2"),
+        stream_wait: symbol!(b"cuStreamSynchronize"),
+        allocate: symbol!(b"cuMemAlloc_v2"),
+        free: symbol!(b"cuMemFree_v2"),
+        upload: symbol!(b"cuMemcpyHtoDAsync_v2"),
+        download: symbol!(b"cuMemcpyDtoHAsync_v2"),
+        module_load: symbol!(b"cuModuleLoadData"),
+        module_unload: symbol!(b"cuModuleUnload"),
+        module_function: symbol!(b"cuModuleGetFunction"),
+        launch: symbol!(b"cuLaunchKernel"),
+        capture_begin: symbol!(b"cuStreamBeginCapture_v2"),
+        capture_end: symbol!(b"cuStreamEndCapture"),
+        graph_instantiate: symbol!(b"cuGraphInstantiateWithFlags"),
+        graph_launch: symbol!(b"cuGraphLaunch"),
+        graph_destroy: symbol!(b"cuGraphDestroy"),
+        graph_exec_destroy: symbol!(b"cuGraphExecDestroy"),
+        driver_version,
+        _library: library,
+    })
+}
+
+fn api() -> Result<&'static Api> {
+    static API: OnceLock<std::result::Result<Api, String>> = OnceLock::new();
+    API.get_or_init(load).as_ref().map_err(|why| Error::Absent(why.clone()))
+}
+
+impl Api {
+    fn check(&self, what: &str, status: Status) -> Result<()> {
+        if status == 0 {
+            return Ok(());
+        }
+        let mut name = std::ptr::null();
+        // SAFETY: a pointer to write to; names are static strings.
+        let name = unsafe {
+            (self.error_name)(status, &mut name);
+            if name.is_null() { "unknown".into() } else { CStr::from_ptr(name).to_string_lossy() }
+        };
+        Err(Error::Device(format!("CUDA: {what}: {name} ({status})")))
+    }
+}
+
+/// One GPU, one stream.
+pub struct Cuda {
+    api: &'static Api,
+    info: Info,
+    device: c_int,
+    context: usize,
+    stream: usize,
+    modules: Mutex<HashMap<u64, usize>>,
+}
+
+/// A sequence of launches that the driver replays at once.
+pub struct Graph<'a> {
+    device: &'a Cuda,
+    graph: usize,
+    exec: usize,
+}
+
+impl Cuda {
+    /// GPU number `index` of this machine, or why it cannot be used, in one line.
+    pub fn open(index: usize) -> Result<Self> {
+        let api = api()?;
+        let mut count = 0;
+        let mut device = 0;
+        let mut context: Pointer = std::ptr::null_mut();
+        let mut stream: Pointer = std::ptr::null_mut();
+        let mut name = [0 as c_char; 256];
+        let (mut memory, mut free) = (0, 0);
+        let (mut major, mut minor) = (0, 0);
+        const MAJOR: c_int = 75; // CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR
+        const MINOR: c_int = 76;
+        // SAFETY: every call gets pointers to variables of its types; the context is made current before what needs one.
+        unsafe {
+            api.check("counting devices", (api.device_count)(&mut count))?;
+            if index >= count as usize {
+                return Err(Error::Absent(format!("there is no NVIDIA GPU number {index}; the driver sees {count}")));
+            }
+            api.check("device", (api.device_get)(&mut device, index as c_int))?;
+            api.check("name", (api.device_name)(name.as_mut_ptr(), name.len() as c_int, device))?;
+            api.check("memory", (api.device_memory)(&mut memory, device))?;
+            api.check("attribute", (api.device_attribute)(&mut major, MAJOR, device))?;
+            api.check("attribute", (api.device_attribute)(&mut minor, MINOR, device))?;
+            if major < 8 {
+                return Err(Error::Absent(format!(
+                    "this NVIDIA GPU is of compute capability {major}.{minor}; 8.0 is needed"
+                )));
+            }
+            nvrtc::version()?;
+            api.check("context", (api.context_retain)(&mut context, device))?;
+            api.check("context", (api.context_set)(context))?;
+            api.check("stream", (api.stream_create)(&mut stream, 1))?;
+            api.check("memory", (api.memory_info)(&mut free, &mut memory))?;
+        }
+        // SAFETY: the driver has written a string that ends within the array.
+        let name = unsafe { CStr::from_ptr(name.as_ptr()) }.to_string_lossy().into_owned();
+        let info = Info {
+            name,
+            architecture: format!("sm_{major}{minor}"),
+            driver: format!("{}.{}", api.driver_version / 1000, api.driver_version % 1000 / 10),
+            memory: free,
+            longest_buffer: memory,
+        };
+        Ok(Self { api, info, device, context: context as usize, stream: stream as usize, modules: Mutex::default() })
+    }
+
+    fn stream(&self) -> Pointer {
+        self.stream as Pointer
+    }
+
+    /// Makes the context current in this thread.
+    fn enter(&self) -> Result<()> {
+        // SAFETY: the context lives as long as `self`.
+        self.api.check("context", unsafe { (self.api.context_set)(self.context as Pointer) })
+    }
+
+    /// What `work` asks for, as a graph. It must not wait, upload or allocate.
+    pub fn record(&self, work: impl FnOnce() -> Result<()>) -> Result<Graph<'_>> {
+        self.enter()?;
+        let mut graph: Pointer = std::ptr::null_mut();
+        let mut exec: Pointer = std::ptr::null_mut();
+        // SAFETY: a stream of ours; mode 1 is thread-local.
+        self.api.check("capture", unsafe { (self.api.capture_begin)(self.stream(), 1) })?;
+        let done = work();
+        // SAFETY: ends the capture begun above, whatever happened.
+        let ended = self.api.check("capture", unsafe { (self.api.capture_end)(self.stream(), &mut graph) });
+        done?;
+        ended?;
+        // SAFETY: a graph just made.
+        self.api.check("graph", unsafe { (self.api.graph_instantiate)(&mut exec, graph, 0) })?;
+        Ok(Graph { device: self, graph: graph as usize, exec: exec as usize })
+    }
+}
+
+impl Graph<'_> {
+    /// Asks for all of it.
+    pub fn launch(&self) -> Result<()> {
+        self.device.enter()?;
+        let api = self.device.api;
+        // SAFETY: a graph and a stream of ours.
+        api.check("graph", unsafe { (api.graph_launch)(self.exec as Pointer, self.device.stream()) })
+    }
+}
+
+impl Drop for Graph<'_> {
+    fn drop(&mut self) {
+        // SAFETY: made by `record`, destroyed once. What fails here has nobody to tell.
+        unsafe {
+            (self.device.api.graph_exec_destroy)(self.exec as Pointer);
+            (self.device.api.graph_destroy)(self.graph as Pointer);
+        }
+    }
+}
+
+impl Drop for Cuda {
+    fn drop(&mut self) {
+        _ = self.wait();
+        let modules = std::mem::take(self.modules.get_mut().unwrap_or_else(PoisonError::into_inner));
+        // SAFETY: everything here was made by `self`, and nothing runs any more.
+        unsafe {
+            for module in modules.into_values() {
+                (self.api.module_unload)(module as Pointer);
+            }
+            (self.api.stream_destroy)(self.stream());
+            (self.api.context_release)(self.device);
+        }
+    }
+}
+
+impl Device for Cuda {
+    fn info(&self) -> &Info {
+        &self.info
+    }
+
+    fn target(&self) -> Target {
+        Target::Cuda
+    }
+
+    fn allocate(&self, bytes: usize) -> Result<Handle> {
+        self.enter()?;
+        let mut address = 0;
+        // SAFETY: a variable to write to.
+        self.api.check(&format!("allocating {bytes} bytes"), unsafe { (self.api.allocate)(&mut address, bytes) })?;
+        Ok(Handle(address))
+    }
+
+    fn free(&self, handle: Handle) {
+        // What fails here has nobody to tell. Freeing waits for the stream by itself.
+        if self.enter().is_ok() {
+            // SAFETY: the pool frees each of its allocations once.
+            unsafe { (self.api.free)(handle.0) };
+        }
+    }
+
+    fn upload(&self, to: Handle, offset: usize, data: &[u8]) -> Result<()> {
+        self.enter()?;
+        // SAFETY: the pool has checked the range; from pageable memory the driver has copied `data` when this returns.
+        let status =
+            unsafe { (self.api.upload)(to.0 + offset as u64, data.as_ptr().cast(), data.len(), self.stream()) };
+        self.api.check("upload", status)
+    }
+
+    fn download(&self, from: Handle, offset: usize, out: &mut [u8]) -> Result<()> {
+        self.enter()?;
+        // SAFETY: the pool has checked the range; the stream is waited for while `out` is borrowed.
+        let status =
+            unsafe { (self.api.download)(out.as_mut_ptr().cast(), from.0 + offset as u64, out.len(), self.stream()) };
+        self.api.check("download", status)?;
+        self.wait()
+    }
+
+    fn compile(&self, text: &str, entries: &[Entry]) -> Result<Vec<Function>> {
+        let first = entries.first().map_or("", |e| e.name.as_str());
+        let version = nvrtc::version()?;
+        let Info { architecture, driver, .. } = &self.info;
+        // What is specific to an architecture (`sm_90a`) is asked for where there is such a thing.
+        let architecture = if architecture == "sm_90" { "sm_90a" } else { architecture };
+        let path = cache::path(&[text, architecture, driver, &version], "cubin");
+        let known = path.as_ref().and_then(|p| std::fs::read(p).ok());
+        let code = match known {
+            Some(code) => code,
+            None => {
+                let code = nvrtc::compile(text, architecture, first)?;
+                if let Some(path) = &path {
+                    cache::store(path, &code);
+                }
+                code
+            }
+        };
+        self.enter()?;
+        let mut module: Pointer = std::ptr::null_mut();
+        // SAFETY: an image as NVRTC made it.
+        self.api.check("loading a module", unsafe { (self.api.module_load)(&mut module, code.as_ptr().cast()) })?;
+        self.modules.lock().unwrap_or_else(PoisonError::into_inner).insert(module as u64, module as usize);
+        let find = |e: &Entry| {
+            let name = CString::new(e.name.as_str()).map_err(|e| Error::Device(e.to_string()))?;
+            let mut function: Pointer = std::ptr::null_mut();
+            // SAFETY: a module of ours and a string.
+            let status = unsafe { (self.api.module_function)(&mut function, module, name.as_ptr()) };
+            self.api.check(&e.name, status)?;
+            Ok(Function(function as u64))
+        };
+        entries.iter().map(find).collect()
+    }
+
+    fn launch(&self, launch: &Launch) -> Result<()> {
+        self.enter()?;
+        let mut addresses: Vec<u64> = launch.bindings.iter().map(|b| b.handle.0 + b.offset as u64).collect();
+        let mut parameters: Vec<Pointer> = addresses.iter_mut().map(|a| std::ptr::from_mut(a).cast()).collect();
+        parameters.push(launch.arguments.as_ptr().cast_mut().cast());
+        let [x, y, z] = launch.groups;
+        // SAFETY: as many parameters as the declaration has, which the launch functions see to; the driver copies them.
+        let status = unsafe {
+            (self.api.launch)(
+                launch.function.0 as Pointer,
+                x,
+                y,
+                z,
+                launch.threads,
+                1,
+                1,
+                0,
+                self.stream(),
+                parameters.as_mut_ptr(),
+                std::ptr::null_mut(),
+            )
+        };
+        self.api.check("launch", status)
+    }
+
+    fn submit(&self) -> Result<()> {
+        Ok(())
+    }
+
+    fn wait(&self) -> Result<()> {
+        self.enter()?;
+        // SAFETY: a stream of ours.
+        self.api.check("waiting", unsafe { (self.api.stream_wait)(self.stream()) })
+    }
+}

@@ -1,0 +1,110 @@
+//! What a GPU must be able to do.
+
+mod cache;
+#[cfg(not(target_os = "macos"))]
+pub mod cuda;
+mod hazards;
+#[cfg(target_os = "macos")]
+pub mod metal;
+#[cfg(not(target_os = "macos"))]
+pub mod nvrtc;
+
+pub use hazards::Hazards;
+
+use crate::Result;
+use crate::source::{Access, Entry, Target};
+use marlin_checkpoint::Bytes;
+
+/// What a device is.
+#[derive(Clone, Debug)]
+pub struct Info {
+    /// What it is called, such as `NVIDIA H200`.
+    pub name: String,
+    /// What code is compiled for, such as `sm_90` or `apple9`.
+    pub architecture: String,
+    /// The driver's version: with the architecture and the source, the key of compiled code.
+    pub driver: String,
+    /// Bytes of memory that the device may use.
+    pub memory: usize,
+    /// The longest buffer.
+    pub longest_buffer: usize,
+}
+
+/// Memory of a device: what the device calls it (an address, an object), never 0.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Handle(pub u64);
+
+/// A compiled kernel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Function(pub u64);
+
+/// A part of a buffer that a kernel is bound to.
+#[derive(Clone, Copy, Debug)]
+pub struct Binding {
+    /// The buffer.
+    pub handle: Handle,
+    /// Bytes from its beginning.
+    pub offset: usize,
+    /// Bytes that the kernel may touch.
+    pub bytes: usize,
+    /// How.
+    pub access: Access,
+}
+
+/// A kernel, where it runs and on what.
+#[derive(Clone, Copy, Debug)]
+pub struct Launch<'a> {
+    /// The kernel.
+    pub function: Function,
+    /// Threads of a group.
+    pub threads: u32,
+    /// Groups in each dimension.
+    pub groups: [u32; 3],
+    /// Buffers, in the order of the declaration.
+    pub bindings: &'a [Binding],
+    /// The arguments' structure.
+    pub arguments: &'a [u8],
+}
+
+/// A GPU: memory, compilation, and one queue on which everything happens in the order in which it was asked for.
+///
+/// Nothing but [`Device::download`] and [`Device::wait`] waits. Handles belong to the device that gave them; the pool
+/// ([`Gpu`](crate::Gpu)) is their only user, and frees each once, after the last launch that uses it was asked for.
+pub trait Device: Send + Sync + 'static {
+    /// What it is.
+    fn info(&self) -> &Info;
+
+    /// Whose text it compiles.
+    fn target(&self) -> Target;
+
+    /// `bytes` (at least 1) of memory with undefined contents, at a multiple of 256.
+    fn allocate(&self, bytes: usize) -> Result<Handle>;
+
+    /// Bytes of the host used where they lie, without a copy, where the device can: the handle, and where they begin in it. Kernels
+    /// only read them; they are kept until the handle is freed.
+    fn borrow(&self, bytes: &Bytes) -> Result<Option<(Handle, usize)>> {
+        let _ = bytes;
+        Ok(None)
+    }
+
+    /// Gives memory back, once everything asked for before is done with it.
+    fn free(&self, handle: Handle);
+
+    /// Copies `data` to the device, in order with launches; `data` may be overwritten when this returns.
+    fn upload(&self, to: Handle, offset: usize, data: &[u8]) -> Result<()>;
+
+    /// Copies from the device once everything asked for before is done.
+    fn download(&self, from: Handle, offset: usize, out: &mut [u8]) -> Result<()>;
+
+    /// Compiles the text of a module and finds its entry points.
+    fn compile(&self, text: &str, entries: &[Entry]) -> Result<Vec<Function>>;
+
+    /// Asks for a kernel to run.
+    fn launch(&self, launch: &Launch) -> Result<()>;
+
+    /// Lets what was asked for begin.
+    fn submit(&self) -> Result<()>;
+
+    /// Waits for everything asked for.
+    fn wait(&self) -> Result<()>;
+}

@@ -1,0 +1,331 @@
+//! A device with its pool of buffers and its compiled kernels.
+
+use crate::device::{Binding, Device, Function, Handle, Launch};
+use crate::source::{self, Access, Entry};
+use crate::{Error, Result};
+use marlin_checkpoint::Bytes;
+use std::collections::{BTreeMap, HashMap};
+use std::marker::PhantomData;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// What the pool of buffers holds, in bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
+pub struct MemoryStatistics {
+    /// In use.
+    pub active: usize,
+    /// The most that was in use since the start or the last [`Gpu::reset_peak`].
+    pub peak: usize,
+    /// Free, but kept for the next to ask.
+    pub cached: usize,
+}
+
+#[derive(Default)]
+struct PoolState {
+    free: BTreeMap<usize, Vec<Handle>>,
+    statistics: MemoryStatistics,
+}
+
+struct Pool {
+    device: Arc<dyn Device>,
+    state: Mutex<PoolState>,
+    /// Bytes in use at most.
+    cap: usize,
+    /// Free bytes kept at most.
+    keep: usize,
+}
+
+impl Drop for Pool {
+    fn drop(&mut self) {
+        for handle in lock(&self.state).free.values().flatten() {
+            self.device.free(*handle);
+        }
+    }
+}
+
+struct Allocation {
+    pool: Arc<Pool>,
+    handle: Handle,
+    /// What the pool counts it as.
+    bytes: usize,
+    /// The host's memory, which no one else can have afterwards.
+    borrowed: bool,
+}
+
+impl Drop for Allocation {
+    fn drop(&mut self) {
+        let mut state = lock(&self.pool.state);
+        state.statistics.active -= self.bytes;
+        if !self.borrowed && state.statistics.cached + self.bytes <= self.pool.keep {
+            state.statistics.cached += self.bytes;
+            state.free.entry(self.bytes).or_default().push(self.handle);
+        } else {
+            self.pool.device.free(self.handle);
+        }
+    }
+}
+
+/// Memory of the device. It returns to the pool with the last clone.
+#[derive(Clone)]
+pub struct Buffer {
+    allocation: Arc<Allocation>,
+    bytes: usize,
+}
+
+impl Buffer {
+    /// Bytes asked for.
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// All of it as values of `T`; what remains at the end is left out.
+    pub fn slice<T>(&self) -> Slice<T> {
+        Slice { buffer: self.clone(), offset: 0, bytes: self.bytes, of: PhantomData }
+    }
+}
+
+/// Values of `T` in a buffer.
+pub struct Slice<T> {
+    buffer: Buffer,
+    offset: usize,
+    bytes: usize,
+    of: PhantomData<T>,
+}
+
+impl<T> Clone for Slice<T> {
+    fn clone(&self) -> Self {
+        Self { buffer: self.buffer.clone(), offset: self.offset, bytes: self.bytes, of: PhantomData }
+    }
+}
+
+impl<T> Slice<T> {
+    /// Whole values.
+    #[allow(clippy::len_without_is_empty)] // nobody asks
+    pub fn len(&self) -> usize {
+        self.bytes / size_of::<T>()
+    }
+
+    /// `len` values from number `from` on, or as many of them as there are.
+    pub fn part(&self, from: usize, len: usize) -> Self {
+        let from = from.min(self.len());
+        let len = len.min(self.len() - from);
+        let offset = self.offset + from * size_of::<T>();
+        Self { buffer: self.buffer.clone(), offset, bytes: len * size_of::<T>(), of: PhantomData }
+    }
+
+    /// The same bytes as values of another type.
+    pub fn cast<U>(&self) -> Slice<U> {
+        Slice { buffer: self.buffer.clone(), offset: self.offset, bytes: self.bytes, of: PhantomData }
+    }
+
+    /// Whether somebody else holds the buffer, too.
+    pub fn is_shared(&self) -> bool {
+        Arc::strong_count(&self.buffer.allocation) > 1
+    }
+
+    /// How a kernel is bound to them.
+    pub fn binding(&self, access: Access) -> Binding {
+        let handle = self.buffer.allocation.handle;
+        Binding { handle, offset: self.offset, bytes: self.bytes, access }
+    }
+}
+
+/// A type whose values are plain bits.
+///
+/// # Safety
+/// Every pattern of bits is a value, and there is no padding.
+pub unsafe trait Plain: Copy + 'static {}
+// SAFETY: integers and floats.
+unsafe impl Plain for f32 {}
+// SAFETY: as above.
+unsafe impl Plain for u32 {}
+// SAFETY: as above.
+unsafe impl Plain for u8 {}
+
+/// The bytes of plain values.
+pub fn bytes_of<T: Plain>(values: &[T]) -> &[u8] {
+    // SAFETY: `Plain` values have no padding, so each of their bytes is initialised; the length is that of the slice.
+    unsafe { std::slice::from_raw_parts(values.as_ptr().cast(), size_of_val(values)) }
+}
+
+/// A device, its memory and its kernels.
+pub struct Gpu {
+    device: Arc<dyn Device>,
+    pool: Arc<Pool>,
+    functions: Mutex<HashMap<String, Function>>,
+}
+
+impl Gpu {
+    /// `device` with at most `cap` bytes in use.
+    pub fn new(device: Arc<dyn Device>, cap: usize) -> Self {
+        let pool = Pool { device: device.clone(), state: Mutex::default(), cap, keep: cap / 8 };
+        Self { device, pool: Arc::new(pool), functions: Mutex::default() }
+    }
+
+    /// The device.
+    pub fn device(&self) -> &dyn Device {
+        self.device.as_ref()
+    }
+
+    /// What the pool holds.
+    pub fn memory(&self) -> MemoryStatistics {
+        lock(&self.pool.state).statistics
+    }
+
+    /// Begins to look for the peak anew.
+    pub fn reset_peak(&self) {
+        let mut state = lock(&self.pool.state);
+        state.statistics.peak = state.statistics.active;
+    }
+
+    /// Gives back what is free.
+    pub fn clear_cache(&self) {
+        let mut state = lock(&self.pool.state);
+        state.statistics.cached = 0;
+        for handle in std::mem::take(&mut state.free).into_values().flatten() {
+            self.device.free(handle);
+        }
+    }
+
+    /// `bytes` of memory with undefined contents.
+    pub fn buffer(&self, bytes: usize) -> Result<Buffer> {
+        // Sizes in steps of an eighth of their magnitude, so that freed buffers find takers.
+        let step = (bytes.max(1).next_power_of_two() / 8).max(256);
+        let size = bytes.max(1).next_multiple_of(step);
+        let mut state = lock(&self.pool.state);
+        let active = state.statistics.active;
+        let refused = || Error::OutOfMemory { bytes: size, active, cap: self.pool.cap };
+        if active + size > self.pool.cap {
+            return Err(refused());
+        }
+        let kept = state.free.get_mut(&size).and_then(Vec::pop);
+        let handle = match kept {
+            Some(handle) => {
+                state.statistics.cached -= size;
+                handle
+            }
+            None => match self.device.allocate(size) {
+                Ok(handle) => handle,
+                Err(_) if state.statistics.cached > 0 => {
+                    drop(state);
+                    self.clear_cache();
+                    let handle = self.device.allocate(size)?;
+                    state = lock(&self.pool.state);
+                    handle
+                }
+                Err(error) => return Err(error),
+            },
+        };
+        state.statistics.active += size;
+        state.statistics.peak = state.statistics.peak.max(state.statistics.active);
+        let allocation = Allocation { pool: self.pool.clone(), handle, bytes: size, borrowed: false };
+        Ok(Buffer { allocation: Arc::new(allocation), bytes })
+    }
+
+    /// `len` values with undefined contents.
+    pub fn uninitialised<T: Plain>(&self, len: usize) -> Result<Slice<T>> {
+        Ok(self.buffer(len * size_of::<T>())?.slice())
+    }
+
+    /// These values on the device.
+    pub fn upload<T: Plain>(&self, values: &[T]) -> Result<Slice<T>> {
+        let slice = self.uninitialised(values.len())?;
+        self.write(&slice, 0, values)?;
+        Ok(slice)
+    }
+
+    /// Bytes of the host on the device: used where they lie if the device can, else copied, and their pages given back.
+    pub fn adopt(&self, bytes: &Bytes) -> Result<Slice<u8>> {
+        if let Some((handle, offset)) = self.device.borrow(bytes)? {
+            let mut state = lock(&self.pool.state);
+            state.statistics.active += bytes.len();
+            state.statistics.peak = state.statistics.peak.max(state.statistics.active);
+            let allocation = Allocation { pool: self.pool.clone(), handle, bytes: bytes.len(), borrowed: true };
+            let buffer = Buffer { allocation: Arc::new(allocation), bytes: offset + bytes.len() };
+            return Ok(Slice { buffer, offset, bytes: bytes.len(), of: PhantomData });
+        }
+        let slice = self.upload(bytes)?;
+        bytes.release();
+        Ok(slice)
+    }
+
+    /// Overwrites values from number `at` on.
+    pub fn write<T: Plain>(&self, to: &Slice<T>, at: usize, values: &[T]) -> Result<()> {
+        if at + values.len() > to.len() {
+            return Err(Error::Device(format!("{} values do not fit {} from {at} on", values.len(), to.len())));
+        }
+        if values.is_empty() {
+            return Ok(());
+        }
+        self.device.upload(to.buffer.allocation.handle, to.offset + at * size_of::<T>(), bytes_of(values))
+    }
+
+    /// The values, once everything asked for before is done.
+    pub fn read<T: Plain + Default>(&self, from: &Slice<T>) -> Result<Vec<T>> {
+        let mut values = vec![T::default(); from.len()];
+        if !values.is_empty() {
+            // SAFETY: the bytes of `values`, of which every pattern is a value.
+            let out =
+                unsafe { std::slice::from_raw_parts_mut(values.as_mut_ptr().cast(), size_of_val(values.as_slice())) };
+            self.device.download(from.buffer.allocation.handle, from.offset, out)?;
+        }
+        Ok(values)
+    }
+
+    /// Compiles those of `entries` that are not yet, as one module.
+    pub fn prepare(&self, entries: &[Entry]) -> Result<()> {
+        let mut missing: Vec<Entry> = Vec::new();
+        {
+            let functions = lock(&self.functions);
+            for e in entries {
+                if !functions.contains_key(&e.name) && !missing.iter().any(|m| m.name == e.name) {
+                    missing.push(e.clone());
+                }
+            }
+        }
+        if missing.is_empty() {
+            return Ok(());
+        }
+        let text = source::module(self.device.target(), &missing);
+        let found = self.device.compile(&text, &missing)?;
+        lock(&self.functions).extend(missing.into_iter().map(|e| e.name).zip(found));
+        Ok(())
+    }
+
+    /// Asks for a kernel to run, compiled first if it is not yet.
+    pub fn launch(
+        &self,
+        name: &str,
+        entry: impl FnOnce() -> Entry,
+        threads: u32,
+        groups: [u32; 3],
+        bindings: &[Binding],
+        arguments: &[u8],
+    ) -> Result<()> {
+        if groups.contains(&0) {
+            return Ok(());
+        }
+        for (i, w) in bindings.iter().enumerate().filter(|(_, b)| b.access == Access::Write) {
+            let overlaps =
+                |b: &Binding| b.handle == w.handle && b.offset < w.offset + w.bytes && w.offset < b.offset + b.bytes;
+            if let Some(j) = bindings.iter().enumerate().position(|(j, b)| j != i && overlaps(b)) {
+                let why = format!("buffer {i} is written, and is part of buffer {j}, too");
+                return Err(Error::Launch { kernel: name.to_owned(), why });
+            }
+        }
+        let known = lock(&self.functions).get(name).copied();
+        let function = match known {
+            Some(function) => function,
+            None => {
+                self.prepare(&[entry()])?;
+                *lock(&self.functions)
+                    .get(name)
+                    .ok_or_else(|| Error::Launch { kernel: name.to_owned(), why: "was not compiled".into() })?
+            }
+        };
+        self.device.launch(&Launch { function, threads, groups, bindings, arguments })
+    }
+}

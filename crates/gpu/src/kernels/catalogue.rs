@@ -1,0 +1,93 @@
+//! One instance of everything, for the compilers that check.
+
+use super::*;
+use crate::source::Entry;
+use marlin_checkpoint::weight::Codebook;
+
+/// Every kernel in every variant that differs in what it compiles to: all types of weights and factors, all numbers of
+/// bits, all sizes of rotations.
+pub fn catalogue() -> Vec<Entry> {
+    let mut all = Vec::new();
+    for simds in [1, 8] {
+        for residual in [false, true] {
+            all.push(RmsNorm { simds, residual }.entry());
+        }
+    }
+    let plain = Around { block: 1, output: false, scale: false, order: false, bias: false, indexed: false };
+    for block in [1, 16, 32, 64, 128, 512, 1024] {
+        for output in [false, true] {
+            all.push(Around { block, output, scale: true, bias: output, ..plain }.entry());
+        }
+    }
+    all.push(Around { order: true, ..plain }.entry());
+    all.push(Around { block: 128, scale: true, indexed: true, ..plain }.entry());
+    all.extend([Swiglu {}.entry(), Add {}.entry(), Gated {}.entry(), Columns {}.entry(), Gather {}.entry()]);
+    for flag in [false, true] {
+        all.extend([Combine { base: flag }.entry(), Rope { interleaved: flag }.entry()]);
+    }
+    for element in [Element::F32, Element::F16, Element::Bf16] {
+        all.push(KvAppend { element }.entry());
+        all.push(Attention { element, simds: 8, keys: 4, values: 4 }.entry());
+        all.push(Attention { element, simds: 8, keys: 18, values: 16 }.entry());
+        all.push(LatentProject { element, transposed: false }.entry());
+        all.push(LatentProject { element, transposed: true }.entry());
+    }
+    for sigmoid in [false, true] {
+        for groups in [false, true] {
+            all.push(Route { each: 2, sigmoid, bias: groups, groups }.entry());
+        }
+    }
+    all.push(Argmax { simds: 8 }.entry());
+    for weight in weight_types() {
+        all.push(DecodeRows { weight }.entry());
+        all.push(Gemv { weight, m: 1, r: 4, simds: 4, bias: true, experts: false }.entry());
+        all.push(Gemm { weight, bias: true }.entry());
+        all.push(SimpleLinear { weight, bias: true }.entry());
+    }
+    for weight in [weight_types()[0], weight_types()[8]] {
+        all.push(Gemv { weight, m: 4, r: 2, simds: 4, bias: false, experts: false }.entry());
+        all.push(Gemv { weight, m: 1, r: 4, simds: 4, bias: false, experts: true }.entry());
+    }
+    for bits in 1..=8 {
+        // Bits and codebooks are independent of each other.
+        let book = Book([Codebook::Mul1, Codebook::Mcg, Codebook::ThreeInst][bits as usize % 3]);
+        all.push(TrellisGemv { bits, book, m: 1, tiles: 2, simds: 8, experts: bits == 3 }.entry());
+        all.push(TrellisGemm { bits, book }.entry());
+        all.push(SimpleTrellis { bits, book }.entry());
+    }
+    all.push(TrellisGemv { bits: 3, book: Book(Codebook::Mul1), m: 4, tiles: 1, simds: 8, experts: false }.entry());
+    all
+}
+
+/// Types of weights, each way of storing codes and factors at least once.
+pub fn weight_types() -> Vec<WeightType> {
+    let grouped = |bits, map, vector, scale, outer, zero, minimum, minimum_outer| WeightType::Grouped {
+        bits,
+        map,
+        vector,
+        scale,
+        outer,
+        divide: outer == Factor::F32,
+        zero,
+        minimum,
+        minimum_outer,
+    };
+    let mut all = Vec::new();
+    for element in [Element::F32, Element::F16, Element::Bf16] {
+        all.extend([true, false].map(|vector| WeightType::Dense { element, vector }));
+    }
+    use Factor::{Bf16, E4m3, E8m0, F16, F32, I8, None, U4, U8};
+    for (bits, vector) in [(2, 2), (3, 1), (4, 4), (5, 1), (6, 2), (7, 1), (8, 4)] {
+        all.push(grouped(bits, CodeMap::Integers, vector, F16, None, None, F16, None));
+    }
+    all.push(grouped(4, CodeMap::E2m1, 4, F16, None, None, None, None));
+    all.push(grouped(4, CodeMap::E2m1, 4, E4m3, F32, None, None, None));
+    all.push(grouped(4, CodeMap::E2m1, 4, E8m0, None, None, None, None));
+    all.push(grouped(8, CodeMap::E4m3, 4, F32, None, None, None, None));
+    all.push(grouped(8, CodeMap::E5m2, 4, Bf16, None, None, None, None));
+    all.push(grouped(4, CodeMap::Table, 4, I8, F16, None, None, None));
+    all.push(grouped(4, CodeMap::Integers, 4, U8, F16, None, U8, F16));
+    all.push(grouped(4, CodeMap::Integers, 1, F16, None, U4, None, None));
+    all.push(grouped(3, CodeMap::Integers, 1, F32, None, U8, None, None));
+    all
+}

@@ -1,0 +1,190 @@
+//! Kernels that make one value a thread, 256 threads a group.
+
+use super::{Template, arguments, kernel};
+
+arguments! {
+    /// Arguments of kernels over a run of values.
+    CountArgs {
+        /// Values.
+        count: u32,
+    }
+}
+
+arguments! {
+    /// Arguments of kernels over a matrix.
+    RowsArgs {
+        /// Rows.
+        rows: u32,
+        /// Values of a row.
+        cols: u32,
+    }
+}
+
+arguments! {
+    /// Arguments of [`Columns`].
+    ColumnsArgs {
+        /// Rows.
+        rows: u32,
+        /// Columns taken.
+        cols: u32,
+        /// Columns there are.
+        x_cols: u32,
+        /// The first one taken.
+        from: u32,
+    }
+}
+
+arguments! {
+    /// Arguments of [`Combine`].
+    CombineArgs {
+        /// Rows.
+        rows: u32,
+        /// Values of a row.
+        cols: u32,
+        /// Experts of a row.
+        slots: u32,
+    }
+}
+
+kernel! {
+    /// `silu(gate) * up`.
+    Swiglu = "swiglu" in "elementwise.h" {}
+    threads |_| 256;
+    shared |_| Vec::new();
+    buffers { gate: read f32, up: read f32, y: write f32 }
+    arguments CountArgs
+}
+
+kernel! {
+    /// `x + z`.
+    Add = "add" in "elementwise.h" {}
+    threads |_| 256;
+    shared |_| Vec::new();
+    buffers { x: read f32, z: read f32, y: write f32 }
+    arguments CountArgs
+}
+
+kernel! {
+    /// Each row of `x` times the sigmoid of its gate.
+    Gated = "gated" in "elementwise.h" {}
+    threads |_| 256;
+    shared |_| Vec::new();
+    buffers { x: read f32, gate: read f32, y: write f32 }
+    arguments RowsArgs
+}
+
+kernel! {
+    /// A range of columns.
+    Columns = "columns" in "elementwise.h" {}
+    threads |_| 256;
+    shared |_| Vec::new();
+    buffers { x: read f32, y: write f32 }
+    arguments ColumnsArgs
+}
+
+kernel! {
+    /// Some rows.
+    Gather = "gather" in "elementwise.h" {}
+    threads |_| 256;
+    shared |_| Vec::new();
+    buffers { x: read f32, index: read u32, y: write f32 }
+    arguments RowsArgs
+}
+
+kernel! {
+    /// The weighted sum of each row's experts, on top of `base` if there is one.
+    Combine = "combine" in "elementwise.h" {
+        /// Whether `base` is added.
+        base: bool,
+    }
+    threads |_| 256;
+    shared |_| Vec::new();
+    buffers { y: read f32, weight: read f32, base: read f32, out: write f32 }
+    arguments CombineArgs
+}
+
+arguments! {
+    /// Arguments of [`Rope`].
+    RopeArgs {
+        /// Rows.
+        rows: u32,
+        /// Values of a row.
+        cols: u32,
+        /// Columns of a head.
+        group: u32,
+        /// Where the rotated ones begin in it.
+        offset: u32,
+        /// Pairs that turn.
+        pairs: u32,
+    }
+}
+
+kernel! {
+    /// Rotary embedding in place; one pair a thread.
+    Rope = "rope" in "rope.h" {
+        /// Pairs are neighbours rather than halves.
+        interleaved: bool,
+    }
+    threads |_| 256;
+    shared |_| Vec::new();
+    buffers { x: write f32, positions: read u32, table: read f32 }
+    arguments RopeArgs
+}
+
+/// What memory holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Element {
+    /// Single precision.
+    F32,
+    /// Half precision.
+    F16,
+    /// The upper half of a single.
+    Bf16,
+}
+
+impl Element {
+    /// Bytes of one.
+    pub fn bytes(self) -> usize {
+        if self == Self::F32 { 4 } else { 2 }
+    }
+}
+
+impl Template for Element {
+    fn cxx(&self) -> String {
+        match self {
+            Self::F32 => "F32",
+            Self::F16 => "F16",
+            Self::Bf16 => "Bf16",
+        }
+        .into()
+    }
+    fn tag(&self) -> String {
+        self.cxx().to_lowercase()
+    }
+}
+
+arguments! {
+    /// Arguments of [`KvAppend`].
+    AppendArgs {
+        /// Rows.
+        rows: u32,
+        /// Values of a row of the first part.
+        first: u32,
+        /// Values of a row of the second part.
+        second: u32,
+        /// Where the layer begins in the pool, in values.
+        base: u32,
+    }
+}
+
+kernel! {
+    /// Stores rows in their slots of a pool.
+    KvAppend = "kv_append" in "rope.h" {
+        /// What the pool holds.
+        element: Element,
+    }
+    threads |_| 256;
+    shared |_| Vec::new();
+    buffers { first: read f32, second: read f32, slots: read u32, pool: write u8 }
+    arguments AppendArgs
+}

@@ -1,0 +1,1 @@
+FN float use(ushort a) { return as_type<float>(a); }

@@ -1,0 +1,1 @@
+FN void use(CONSTANT float *p) { *p = 1.0f; }

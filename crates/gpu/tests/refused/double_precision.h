@@ -1,0 +1,1 @@
+FN float use(float a) { double b = a; return float(b); }

@@ -1,0 +1,1 @@
+FN void use() { throw 1; }

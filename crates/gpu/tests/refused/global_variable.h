@@ -1,0 +1,2 @@
+static int counter;
+FN int use() { return counter++; }

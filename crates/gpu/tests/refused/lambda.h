@@ -1,0 +1,1 @@
+FN int use() { auto f = [](int a) { return a; }; return f(1); }

@@ -1,0 +1,1 @@
+FN float use(long double a) { return float(a); }

@@ -1,0 +1,1 @@
+FN float first(const float *p) { return *p; }

@@ -1,0 +1,1 @@
+FN float use(THREADGROUP const float *p) { return *(DEVICE const float *)p; }

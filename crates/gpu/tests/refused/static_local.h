@@ -1,0 +1,1 @@
+FN int use() { static int n; return n++; }

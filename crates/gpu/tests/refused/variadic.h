@@ -1,0 +1,1 @@
+FN int use(int n, ...) { return n; }

@@ -1,0 +1,2 @@
+struct Shape { virtual float area(); };
+FN float use(THREAD Shape &s) { return s.area(); }

@@ -1,0 +1,167 @@
+//! Devices that fail: kernels that do not compile, that compute garbage for one tail, memory that cannot be had. Answers stay right,
+//! or there is an error; and what happened is counted.
+
+use crate::device::{OPTIONS, close};
+use crate::numbers::Numbers;
+use marlin_backend::{Backend, Reference};
+use marlin_checkpoint::DType;
+use marlin_checkpoint::weight::Codebook;
+use marlin_gpu::device::{Device, Function, Handle, Info, Launch};
+use marlin_gpu::source::{Access, Entry, Target};
+use marlin_gpu::{Error, GpuBackend, Result};
+use marlin_gpu_sim::{Order, Simulated};
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+
+/// What goes wrong with kernels whose names begin so.
+#[derive(Clone, Copy, PartialEq)]
+enum Fault {
+    /// They do not compile.
+    Compile(&'static [&'static str]),
+    /// The last value they write is garbage.
+    Garbage(&'static [&'static str]),
+    /// After so many allocations there is no more memory.
+    Memory(usize),
+}
+
+/// Whether the entry point `name` is an instance of one of these kernels.
+fn is_one_of(name: &str, kernels: &[&str]) -> bool {
+    name.strip_prefix("mm_").is_some_and(|name| kernels.iter().any(|k| name.starts_with(k)))
+}
+
+struct Faulty {
+    inner: Simulated,
+    fault: Fault,
+    names: Mutex<HashMap<u64, String>>,
+    allocations: AtomicUsize,
+}
+
+impl Device for Faulty {
+    fn info(&self) -> &Info {
+        self.inner.info()
+    }
+    fn target(&self) -> Target {
+        self.inner.target()
+    }
+    fn allocate(&self, bytes: usize) -> Result<Handle> {
+        let before = self.allocations.fetch_add(1, Ordering::Relaxed);
+        match self.fault {
+            Fault::Memory(most) if before >= most => Err(Error::Device("there is no more memory".into())),
+            _ => self.inner.allocate(bytes),
+        }
+    }
+    fn free(&self, handle: Handle) {
+        self.inner.free(handle);
+    }
+    fn upload(&self, to: Handle, offset: usize, data: &[u8]) -> Result<()> {
+        self.inner.upload(to, offset, data)
+    }
+    fn download(&self, from: Handle, offset: usize, out: &mut [u8]) -> Result<()> {
+        self.inner.download(from, offset, out)
+    }
+    fn compile(&self, text: &str, entries: &[Entry]) -> Result<Vec<Function>> {
+        if let Fault::Compile(names) = self.fault
+            && let Some(e) = entries.iter().find(|e| is_one_of(&e.name, names))
+        {
+            return Err(Error::Compile { kernel: e.name.clone(), log: "injected".into() });
+        }
+        let functions = self.inner.compile(text, entries)?;
+        let names = functions.iter().zip(entries).map(|(f, e)| (f.0, e.name.clone()));
+        self.names.lock().unwrap().extend(names);
+        Ok(functions)
+    }
+    fn launch(&self, launch: &Launch) -> Result<()> {
+        self.inner.launch(launch)?;
+        let name = self.names.lock().unwrap()[&launch.function.0].clone();
+        match self.fault {
+            Fault::Garbage(names) if is_one_of(&name, names) => {
+                let y = launch.bindings.iter().rev().find(|b| b.access == Access::Write).unwrap();
+                self.inner.upload(y.handle, y.offset + y.bytes - 4, &1e3f32.to_le_bytes())
+            }
+            _ => Ok(()),
+        }
+    }
+    fn submit(&self) -> Result<()> {
+        self.inner.submit()
+    }
+    fn wait(&self) -> Result<()> {
+        self.inner.wait()
+    }
+}
+
+fn device(fault: Fault) -> Option<Arc<Faulty>> {
+    if let Some(why) = Simulated::absent() {
+        eprintln!("SKIPPED: {why}");
+        return None;
+    }
+    let inner = Simulated::new(Order::Forward);
+    Some(Arc::new(Faulty { inner, fault, names: Mutex::default(), allocations: AtomicUsize::new(0) }))
+}
+
+/// A product on a device with this fault is right all the same, and `code` is what its slower path is counted as.
+fn steps_down(fault: Fault, code: &str) {
+    let Some(device) = device(fault) else { return };
+    let b = GpuBackend::new(device, OPTIONS).unwrap();
+    let mut numbers = Numbers(11);
+    for linear in [numbers.dense("dense", 33, 70, DType::BF16), numbers.trellis(32, 48, 3, Codebook::Mcg)] {
+        let x = numbers.many(3 * linear.in_features());
+        let run = |w| Reference.linears(&[w], &Reference.write(3, linear.in_features(), x.clone())?);
+        let expected = Reference.read(&run(&linear).unwrap()[0]).unwrap();
+        let w = b.linear(linear.clone()).unwrap();
+        let loaded = b.fallbacks().snapshot().total;
+        assert!(loaded > 0, "the fault was not found");
+        let y = b.linears(&[&w], &b.write(3, linear.in_features(), x.clone()).unwrap()).unwrap();
+        close("a faulty device", &b.read(&y[0]).unwrap(), &expected, 2e-5);
+        let found = b.fallbacks().snapshot();
+        assert_eq!(found.total, loaded + 1, "the slower path was not counted");
+        assert_eq!((found.last.unwrap().reason.code(), found.by_reason.len()), (code, 1));
+        b.fallbacks().reset();
+    }
+}
+
+#[test]
+fn a_kernel_that_does_not_compile_is_replaced() {
+    steps_down(Fault::Compile(&["gemv", "trellis_gemv"]), "kernel_compile_failed");
+}
+
+#[test]
+fn a_kernel_that_computes_garbage_is_replaced_by_the_plain_one() {
+    steps_down(Fault::Garbage(&["gemv", "trellis_gemv", "gemm", "trellis_gemm"]), "self_check_failed");
+}
+
+#[test]
+fn where_every_kernel_computes_garbage_the_cpu_computes() {
+    steps_down(Fault::Garbage(&["gemv", "trellis_gemv", "simple"]), "self_check_failed");
+}
+
+/// Only the kernel for many rows is wrong, and only in its last value.
+#[test]
+fn garbage_in_one_tail_is_found() {
+    steps_down(Fault::Garbage(&["gemm", "trellis_gemm"]), "self_check_failed");
+}
+
+#[test]
+fn a_device_whose_primitives_are_wrong_is_refused_by_name() {
+    for name in [&["rms_norm"], &["attention"], &["route"], &["rope"]] {
+        let Some(device) = device(Fault::Garbage(name)) else { return };
+        let error = GpuBackend::open(device, OPTIONS).err().unwrap().to_string();
+        assert!(error.contains(&format!("{} does not compute", name[0])), "{error}");
+    }
+}
+
+#[test]
+fn a_good_device_is_opened() {
+    let Some(device) = device(Fault::Memory(usize::MAX)) else { return };
+    let b = GpuBackend::open(device, OPTIONS).unwrap();
+    assert_eq!(b.fallbacks().snapshot(), Default::default());
+}
+
+#[test]
+fn memory_that_cannot_be_had_is_an_error() {
+    let Some(device) = device(Fault::Memory(3)) else { return };
+    let b = GpuBackend::new(device, OPTIONS).unwrap();
+    let linear = Numbers(12).dense("layers.0.up_proj", 33, 70, DType::BF16);
+    let error = b.linear(linear).err().unwrap().to_string();
+    assert!(error.contains("no more memory"), "{error}");
+}
