@@ -2,12 +2,13 @@
 
 use crate::args::EngineArgs;
 use crate::commands::calibrate::Windows;
-use crate::device::{self, Backend};
+use crate::device;
 use crate::error::Result;
 use crate::interrupt::{self, Watch};
 use crate::output;
 use crate::progress::Bar;
 use marlin_checkpoint::Checkpoint;
+use marlin_cpu::CpuBackend;
 use marlin_quantize::planner::{Limits, Module, Planned, margins, plan};
 use marlin_quantize::{Bench, Progress, Recipe, Samples, Stats, Watch as Hear, spearman};
 use std::path::{Path, PathBuf};
@@ -73,7 +74,7 @@ impl MeasureArgs {
     pub fn check(&self, of: Subject<'_>, recipe: &Recipe, bits: u32, [modules, plain]: [&[Module]; 2]) -> Result<()> {
         let Some(text) = &self.check_order else { return Ok(()) };
         let samples = self.read(of.checkpoint, std::slice::from_ref(text))?;
-        let bench = Measuring::new(of, &samples);
+        let bench = Measuring::new(of, &samples)?;
         let at = |modules: &[Module], i: usize| modules[i].choices.iter().find(|c| c.bits == bits).map(|c| c.damage);
         let free = (0..modules.len()).filter(|i| !modules[*i].is_protected() && at(modules, *i).is_some());
         let which: Vec<(usize, u32)> = free.map(|i| (i, bits)).collect();
@@ -124,18 +125,18 @@ pub struct Subject<'a> {
 pub struct Measuring<'a> {
     subject: Subject<'a>,
     samples: &'a Samples,
-    backend: Backend,
+    backend: CpuBackend,
     folder: PathBuf,
     watch: Watch,
 }
 
 impl<'a> Measuring<'a> {
     /// Measures on `samples`.
-    pub fn new(subject: Subject<'a>, samples: &'a Samples) -> Self {
-        let backend = device::open(&EngineArgs { exact: true, ..subject.engine.clone() });
+    pub fn new(subject: Subject<'a>, samples: &'a Samples) -> Result<Self> {
+        let backend = device::cpu(&EngineArgs { exact: true, ..subject.engine.clone() })?;
         let name = subject.beside.file_name().unwrap_or_default().to_string_lossy();
         let folder = subject.beside.with_file_name(format!("{name}.measuring"));
-        Self { subject, samples, backend, folder, watch: interrupt::watch() }
+        Ok(Self { subject, samples, backend, folder, watch: interrupt::watch() })
     }
 
     /// `modules` with damages in nats a token.
@@ -143,7 +144,7 @@ impl<'a> Measuring<'a> {
         self.run(|bench, hear| bench.sensitivities(modules, hear))
     }
 
-    fn run<T>(&self, work: impl FnOnce(&Bench<'_, Backend>, Hear<'_>) -> marlin_quantize::Result<T>) -> Result<T> {
+    fn run<T>(&self, work: impl FnOnce(&Bench<'_, CpuBackend>, Hear<'_>) -> marlin_quantize::Result<T>) -> Result<T> {
         let bench = Bench {
             backend: &self.backend,
             compute: self.backend.cpu(),

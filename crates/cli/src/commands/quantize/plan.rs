@@ -35,7 +35,7 @@ pub fn run(args: &PlanArgs) -> Result<()> {
     let tried = Probe { min_bits: least, max_bits: most, rows: args.probe_rows };
     let samples = args.measuring.samples(&checkpoint)?;
     let subject = Subject { checkpoint: &checkpoint, stats: &stats, engine: &args.engine, beside: &args.output };
-    let bench = samples.as_ref().map(|samples| Measuring::new(subject, samples));
+    let bench = samples.as_ref().map(|samples| Measuring::new(subject, samples)).transpose()?;
     let key = json!({
         "model": checkpoint.name,
         "identity": stats.about.model_identity,
@@ -185,7 +185,7 @@ pub fn mixed(checkpoint: &Checkpoint, args: &RecipeArgs, inputs: Inputs, work: &
         None => modules,
         Some(samples) => {
             let subject = Subject { checkpoint, stats: &stats, engine: &work.engine, beside: &work.output };
-            Measuring::new(subject, samples).sensitivities(&modules)?
+            Measuring::new(subject, samples)?.sensitivities(&modules)?
         }
     };
     let planned = plan(&modules, &limits)?;
