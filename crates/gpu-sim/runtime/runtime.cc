@@ -57,6 +57,7 @@ Fiber fibers[MAX_THREADS];
 std::vector<Region> regions;
 size_t device_regions;
 uintptr_t module_begin, module_end;
+char threadgroup_memory[4][THREADGROUP_LIMIT + 256] __attribute__((aligned(64)));
 
 void (*entry)(void **);
 void **parameters;
@@ -303,7 +304,9 @@ void access(const void *p, size_t size, bool write) {
   if (at >= stack && at + size <= stack + STACK) return;
   Region *r = find(at, size);
   if (!r) {
-    if (!write && at >= module_begin && at + size <= module_end) return;  // a constant table
+    const uintptr_t arrays = reinterpret_cast<uintptr_t>(threadgroup_memory);
+    const bool array = at + size > arrays && at < arrays + sizeof threadgroup_memory;
+    if (!write && !array && at >= module_begin && at + size <= module_end) return;  // a constant table
     // Name the buffer it lies next to.
     const Region *next = nullptr;
     intptr_t distance = 0;
@@ -411,7 +414,6 @@ int own_segments(dl_phdr_info *info, size_t, void *) {
 const char *const NAMES[] = {"buffer 0", "buffer 1", "buffer 2",  "buffer 3",  "buffer 4",  "buffer 5",  "buffer 6",  "buffer 7",
                              "buffer 8", "buffer 9", "buffer 10", "buffer 11", "buffer 12", "buffer 13", "buffer 14", "buffer 15"};
 const char *const SHARED[] = {"threadgroup array 0", "threadgroup array 1", "threadgroup array 2", "threadgroup array 3"};
-char threadgroup_memory[4][THREADGROUP_LIMIT + 256] __attribute__((aligned(64)));
 
 }  // namespace
 
