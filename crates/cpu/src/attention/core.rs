@@ -29,6 +29,7 @@ pub(super) struct Tile {
 /// Where tiles come from.
 pub(super) trait Source {
     /// Whether what lies beyond the filled positions of a tile is zeros, or may be anything.
+    #[cfg(target_arch = "x86_64")]
     const ZEROED: bool = false;
 
     /// The tile at `start`, of whose positions the first `len` are filled. Value vectors are padded to whole vectors.

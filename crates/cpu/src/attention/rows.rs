@@ -142,6 +142,7 @@ unsafe fn put<S: Simd>(from: *const u8, stored: Stored, scale: f32, n: usize, pa
 }
 
 impl Source for RowSource<'_> {
+    #[cfg(target_arch = "x86_64")]
     const ZEROED: bool = true;
 
     #[inline(always)]
