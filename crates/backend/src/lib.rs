@@ -5,12 +5,14 @@
 //!   blocks composed of primitives, which a backend may fuse by overriding.
 //! * [`blocks`]: the default bodies of the blocks and the weights they take.
 //! * [`Reference`]: every primitive, short, scalar and obviously right; the twin that fast kernels are compared with.
+//! * [`fallback`]: counts of what a backend does on slower paths.
 //! * [`Deferred`]: a backend that records, executes late and refuses an early read, to keep callers honest.
 
 mod backend;
 pub mod blocks;
 mod deferred;
 mod error;
+pub mod fallback;
 mod kv;
 mod reference;
 pub mod sampling;

@@ -5,58 +5,23 @@ use crate::error::{Failure, Result};
 use crate::output;
 use crate::values::Device;
 use marlin_backend::Backend;
+use marlin_backend::fallback::Snapshot;
 use marlin_cpu::{Cpu, CpuBackend, CpuOptions, KvType, bandwidth};
 use marlin_gpu::kernels::Element;
 use marlin_gpu::{GpuBackend, GpuOptions};
-use serde::Serialize;
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
 /// A backend that commands can run models on.
 pub trait Runs: Backend {
     /// What took a slower path so far.
-    fn slower(&self) -> Slower;
+    fn slower(&self) -> Snapshot;
     /// Bytes a second that its memory gives, measured over so many.
     fn bytes_per_second(&self, region: usize) -> Result<f64>;
 }
 
-/// What took a slower path than the kernels made for speed.
-#[derive(Clone, Debug, Default, Serialize)]
-pub struct Slower {
-    /// All of it.
-    pub total: u64,
-    /// The same by the code of the reason.
-    pub by_reason: BTreeMap<&'static str, u64>,
-    /// The last one.
-    pub last: Option<Last>,
-}
-
-/// Something that took a slower path.
-#[derive(Clone, Debug, Serialize)]
-pub struct Last {
-    /// The reason's code.
-    pub reason: &'static str,
-    /// The layer.
-    pub module: String,
-    /// Rows of activations.
-    pub batch: usize,
-    /// Experts chosen for each row; 0 outside mixtures.
-    pub top_k: usize,
-    /// Experts of the layer; 0 outside mixtures.
-    pub experts: usize,
-}
-
 impl Runs for CpuBackend {
-    fn slower(&self) -> Slower {
-        let found = self.fallbacks().snapshot();
-        let last = found.last.map(|l| Last {
-            reason: l.reason.code(),
-            module: l.module,
-            batch: l.batch,
-            top_k: l.top_k,
-            experts: l.experts,
-        });
-        Slower { total: found.total, by_reason: found.by_reason, last }
+    fn slower(&self) -> Snapshot {
+        self.fallbacks().snapshot()
     }
 
     fn bytes_per_second(&self, region: usize) -> Result<f64> {
@@ -65,16 +30,8 @@ impl Runs for CpuBackend {
 }
 
 impl Runs for GpuBackend {
-    fn slower(&self) -> Slower {
-        let found = self.fallbacks().snapshot();
-        let last = found.last.map(|l| Last {
-            reason: l.reason.code(),
-            module: l.module,
-            batch: l.batch,
-            top_k: l.top_k,
-            experts: l.experts,
-        });
-        Slower { total: found.total, by_reason: found.by_reason, last }
+    fn slower(&self) -> Snapshot {
+        self.fallbacks().snapshot()
     }
 
     fn bytes_per_second(&self, region: usize) -> Result<f64> {

@@ -54,7 +54,7 @@ pub fn bytes(number: u64) -> String {
 }
 
 /// What was computed on slower paths, if anything was.
-pub fn fallbacks(found: &crate::device::Slower) -> Option<String> {
+pub fn fallbacks(found: &marlin_backend::fallback::Snapshot) -> Option<String> {
     let last = found.last.as_ref()?;
     let reasons: Vec<String> = found.by_reason.iter().map(|(code, n)| format!("{code} {}", grouped(*n))).collect();
     let mixture = match last.experts {
@@ -67,7 +67,7 @@ pub fn fallbacks(found: &crate::device::Slower) -> Option<String> {
         reasons.join(", "),
         last.module,
         last.batch,
-        last.reason
+        last.reason.code()
     ))
 }
 

@@ -21,7 +21,6 @@ mod backend;
 pub mod bandwidth;
 mod buffer;
 pub mod encode;
-pub mod fallback;
 pub mod grouped;
 pub mod kernels;
 pub mod linear;

@@ -2,10 +2,10 @@
 #![allow(clippy::unwrap_used)]
 
 use marlin_backend::blocks::{RouterRule, Scoring};
+use marlin_backend::fallback::{Fallback, Reason, Snapshot};
 use marlin_backend::{Backend, Expert};
 use marlin_checkpoint::weight::{ScaleTree, ScaleType, Scales, ValueMap, Zero};
 use marlin_checkpoint::{Grouped, Linear, Weight};
-use marlin_cpu::fallback::{Fallback, Reason, Snapshot};
 use marlin_cpu::{CpuBackend, CpuOptions};
 
 /// `[rows, cols]` of 4-bit codes in groups of `group`.

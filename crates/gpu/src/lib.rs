@@ -6,14 +6,13 @@
 //!   instances that are wanted, nothing else.
 //! * [`device`]: memory, compilation, launches: [`Device`] and its implementations.
 //! * [`Gpu`]: a device with its pool of buffers and its compiled kernels.
-//! * [`GpuBackend`]: the kernels behind the `Backend` trait; what took a slower path is counted ([`fallback`]).
+//! * [`GpuBackend`]: the kernels behind the `Backend` trait; what took a slower path is counted ([`marlin_backend::fallback`]).
 
 #![allow(unsafe_code)]
 
 mod backend;
 pub mod device;
 mod error;
-pub mod fallback;
 mod gpu;
 pub mod kernels;
 pub mod source;

@@ -32,18 +32,18 @@ enum Mode {
 
 /// What clang says about `text`, if it refuses it.
 fn check(clang: &str, mode: Mode, text: &Path) -> Option<String> {
-    let stubs = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/metal");
+    let headers = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/metal");
     let mut command = Command::new(clang);
     match mode {
         Mode::Attributes => command
             .args(["-x", "c++", "-std=c++14", "-ffreestanding", "-nostdinc++", "-fno-exceptions", "-fno-rtti"])
             .arg("-include")
-            .arg(stubs.join("attributes.h")),
+            .arg(headers.join("attributes.h")),
         Mode::OpenCl => command
             .args(["-x", "clcpp", "-cl-std=CLC++2021", "--target=spir64", "-cl-no-stdinc"])
             .args(["-Xclang", "-cl-ext=-all,+cl_khr_fp16,+__opencl_c_int64"])
             .arg("-include")
-            .arg(stubs.join("opencl.h")),
+            .arg(headers.join("opencl.h")),
     };
     command.args([
         "-fsyntax-only",
@@ -62,7 +62,7 @@ fn check(clang: &str, mode: Mode, text: &Path) -> Option<String> {
         "-Wno-unused-const-variable",
     ]);
     command.args(["-Wno-sign-compare", "-Wno-pass-failed", "-Wno-unused-variable", "-Wno-unused-local-typedef"]);
-    let output = command.arg("-I").arg(&stubs).arg(text).output().unwrap();
+    let output = command.arg("-I").arg(&headers).arg(text).output().unwrap();
     (!output.status.success())
         .then(|| String::from_utf8_lossy(&output.stderr).lines().take(60).collect::<Vec<_>>().join("\n"))
 }

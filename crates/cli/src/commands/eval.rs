@@ -2,12 +2,13 @@
 
 use super::kld;
 use crate::args::{ContextArgs, EngineArgs};
-use crate::device::{Runs, Slower, on_device};
+use crate::device::{Runs, on_device};
 use crate::error::{Failure, Result};
 use crate::model::{self, Prompt};
 use crate::progress::Bar;
 use crate::{ids, interrupt, output};
 use clap::{Subcommand, ValueEnum};
+use marlin_backend::fallback::Snapshot;
 use marlin_engine::EngineOptions;
 use marlin_eval::{Perplexity, Protocol, perplexity};
 use serde::Serialize;
@@ -75,7 +76,7 @@ struct Report<'a> {
     #[serde(flatten)]
     result: &'a Perplexity,
     /// Products that took a slower path.
-    fallbacks: Slower,
+    fallbacks: Snapshot,
 }
 
 /// Tokens of a step; several windows share one.

@@ -2,13 +2,14 @@
 
 use crate::answer::{Answer, TokenLogprob, answer};
 use crate::args::{ContextArgs, EngineArgs};
-use crate::device::{Runs, Slower, on_device};
+use crate::device::{Runs, on_device};
 use crate::error::{Failure, Result};
 use crate::metrics::Metrics;
 use crate::model::{self, Loaded, Prompt};
 use crate::sampling::{self, SamplingArgs, StopArgs};
 use crate::values::Switch;
 use crate::{builtin, ids, interrupt, output};
+use marlin_backend::fallback::Snapshot;
 use marlin_checkpoint::text::{ChatOptions, Message};
 use marlin_engine::{EngineOptions, FinishReason};
 use serde::Serialize;
@@ -70,7 +71,7 @@ struct Report<'a> {
     logprobs: Option<&'a [TokenLogprob]>,
     metrics: Metrics,
     /// Products that took a slower path.
-    fallbacks: Slower,
+    fallbacks: Snapshot,
 }
 
 pub fn run(args: &Args) -> Result<()> {

@@ -18,12 +18,12 @@ pub use weights::CpuLinear;
 pub(crate) use weights::rotation;
 
 use crate::attention::Stored;
-use crate::fallback::Fallbacks;
 use crate::linear::{ActsBuf, ExpertsBuf};
 use crate::ops::{self, RopeStyle};
 use crate::trellis::TrellisActsBuf;
 use crate::{Cpu, DType, Level, Mode};
 use marlin_backend::blocks::{self, Attention, LatentAttention, Mlp, Moe, RouterRule, Scoring};
+use marlin_backend::fallback::Fallbacks;
 use marlin_backend::{
     Backend, Error, Expert, KvSpec, LatentForm, LinearHandle, Pass, Result, RopeTable, Sample, SampleRow, Step,
     sampling,

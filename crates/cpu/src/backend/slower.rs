@@ -2,9 +2,9 @@
 
 use super::{CpuBackend, CpuExperts, CpuLinear, CpuRouting};
 use crate::Mode;
-use crate::fallback::{Fallback, Fallbacks, Reason};
 use crate::linear::W;
 use marlin_backend::LinearHandle;
+use marlin_backend::fallback::{Fallback, Fallbacks, Reason};
 
 impl CpuBackend {
     /// Counts of products that took a slower path.

@@ -2,12 +2,12 @@
 //! once, what has no kernel through its reference decoder, some rows at a time.
 
 use super::{CpuBackend, Tensor, shape};
-use crate::fallback::Reason;
 use crate::grouped::GroupedMat;
 use crate::linear::{Job, Out, Tiles, W, linears};
 use crate::ops::hadamard::{MAX_BLOCK, Rotation};
 use crate::trellis::TrellisMat;
 use crate::{DType, Mat, Mode, ops};
+use marlin_backend::fallback::Reason;
 use marlin_backend::{Error, LinearHandle, Result};
 use marlin_checkpoint::{Bytes, InputTransform, Linear, OutputTransform, Weight};
 use std::sync::{Mutex, OnceLock, PoisonError};

@@ -2,8 +2,8 @@
 
 use crate::DType;
 use crate::backend::rotation;
-use crate::fallback::Reason;
 use crate::grouped::Layout;
+use marlin_backend::fallback::Reason;
 use marlin_checkpoint::{Linear, Result, Weight};
 
 /// What a weight is to the kernels.

@@ -1,9 +1,9 @@
 //! The table.
 
 use super::{Kind, Thresholds};
-use crate::fallback::Reason;
 use crate::trellis::Features;
 use crate::{Level, Mode};
+use marlin_backend::fallback::Reason;
 
 /// Numbers of rows of activations that a kernel serves.
 #[derive(Clone, Copy, Debug)]

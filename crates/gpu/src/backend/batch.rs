@@ -2,8 +2,8 @@
 
 use super::{GpuBackend, Tensor};
 use crate::Slice;
-use crate::fallback::Reason;
 use crate::kernels::{AppendArgs, Attention, AttentionArgs, KvAppend};
+use marlin_backend::fallback::Reason;
 use marlin_backend::{Backend, Error, KvSpec, Result, Sample, SampleRow, Step, Token, sampling};
 use std::sync::{Arc, OnceLock};
 
@@ -43,7 +43,7 @@ impl GpuBackend {
         let samples = match previous {
             Some(samples) if needs => {
                 if samples.0.chosen.get().is_none() {
-                    self.fallbacks.note(Reason::SampledOnCpu, "sample", samples.0.rows.len(), [0, 0]);
+                    self.count(Reason::SampledOnCpu, "sample", samples.0.rows.len(), [0, 0]);
                 }
                 self.choose(samples)?
             }

@@ -5,8 +5,8 @@ use super::GpuBackend;
 use super::product::{FEW_ROWS, entries};
 use super::stored::Stored;
 use crate::Result;
-use crate::fallback::Reason;
 use marlin_backend::Error;
+use marlin_backend::fallback::Reason;
 use marlin_checkpoint::Linear;
 use std::sync::PoisonError;
 
@@ -90,7 +90,7 @@ impl GpuBackend {
                 Err(error @ crate::Error::Launch { .. }) => (Reason::SelfCheckFailed, format!("{name}: {error}")),
                 Err(error) => return Err(error.into()),
             };
-            self.fallbacks.note(reason, &what, 0, [0, 0]);
+            self.count(reason, &what, 0, [0, 0]);
             // What kept it from the fastest way is the reason that counts.
             decision.reason.get_or_insert(reason);
         }

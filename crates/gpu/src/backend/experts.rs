@@ -5,9 +5,9 @@ use super::linear::{self, After, Before, GpuLinear, OnDevice, Place, norm, span}
 use super::product::{gemv, trellis_gemv};
 use super::stored::{Kind, Packed, Stored};
 use super::{GpuBackend, GpuRouting, Tensor};
-use crate::fallback::Reason;
 use crate::kernels::*;
 use crate::{Gpu, Slice};
+use marlin_backend::fallback::Reason;
 use marlin_backend::{Backend, Error, Expert, LinearHandle, Result};
 use marlin_checkpoint::{Bytes, Linear};
 use std::sync::Mutex;
@@ -315,7 +315,7 @@ impl GpuBackend {
     /// Each expert on the rows that chose it. Waits for the routing.
     fn mix_one_by_one(&self, x: &Tensor, experts: &GpuExperts, routing: &GpuRouting) -> Result<Tensor> {
         let name = experts.each.first().map_or("", |[gate, ..]| gate.name());
-        self.fallbacks.note(Reason::MixedExperts, name, x.rows, [routing.slots, experts.each.len()]);
+        self.count(Reason::MixedExperts, name, x.rows, [routing.slots, experts.each.len()]);
         let choices = self.read_routing(routing)?;
         let values = self.read(x)?;
         let cols = experts.each.first().map_or(0, |[_, _, down]| down.rows());

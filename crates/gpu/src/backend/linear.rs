@@ -3,9 +3,9 @@
 use super::decide::{Decision, Rung};
 use super::stored::{Packed, Stored};
 use super::{GpuBackend, Tensor};
-use crate::fallback::Reason;
 use crate::kernels::{Around, AroundArgs};
 use crate::{Result, Slice};
+use marlin_backend::fallback::Reason;
 use marlin_backend::{Backend, Error, LinearHandle};
 use marlin_checkpoint::{InputTransform, Linear, OutputTransform};
 use marlin_cpu::{CpuBackend, CpuLinear};
@@ -203,7 +203,7 @@ impl GpuBackend {
         }
         match &linear.place {
             Place::Host { linear: host, reason } => {
-                self.fallbacks.note(*reason, &linear.name, x.rows, [0, 0]);
+                self.count(*reason, &linear.name, x.rows, [0, 0]);
                 let cpu = self.cpu();
                 let values = cpu.write(x.rows, x.cols, self.read(x)?)?;
                 let y = cpu.linears(&[host], &values)?.pop().ok_or_else(|| Error::shape("linear", 1, 0))?;
@@ -212,7 +212,7 @@ impl GpuBackend {
             Place::Device(here) => {
                 let OnDevice { stored, before, after, bias, decision } = here.as_ref();
                 if let Some(reason) = decision.reason {
-                    self.fallbacks.note(reason, &linear.name, x.rows, [0, 0]);
+                    self.count(reason, &linear.name, x.rows, [0, 0]);
                 }
                 let input = match before {
                     Some(before) => &self.before(before, x)?,

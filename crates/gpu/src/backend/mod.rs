@@ -1,5 +1,5 @@
 //! [`GpuBackend`]: the kernels behind the [`Backend`] trait. Activations are f32. Operations enqueue on the device's queue; only
-//! reading waits, and what has no kernel (counted, see [`crate::fallback`]).
+//! reading waits, and what has no kernel (counted, see [`marlin_backend::fallback`]).
 
 mod batch;
 mod check;
@@ -15,12 +15,12 @@ pub use batch::{GpuBatch, GpuKv, GpuSamples};
 pub use experts::GpuExperts;
 pub use linear::GpuLinear;
 
-use crate::fallback::Fallbacks;
 use crate::kernels::*;
 use crate::{Device, Gpu, Slice};
 use decide::{Decision, Rung};
 use linear::OnDevice;
 use marlin_backend::blocks::{self, Moe, RouterRule, Scoring};
+use marlin_backend::fallback::{Fallback, Fallbacks, Reason};
 use marlin_backend::{
     Backend, Error, Expert, KvLayout, KvSpec, LatentForm, LinearHandle, Pass, Result, RopeTable, Sample, SampleRow,
     Step,
@@ -105,6 +105,10 @@ impl GpuBackend {
     /// What took a slower path.
     pub fn fallbacks(&self) -> &Fallbacks {
         &self.fallbacks
+    }
+
+    fn count(&self, reason: Reason, module: &str, batch: usize, [top_k, experts]: [usize; 2]) {
+        self.fallbacks.note(Fallback { reason, module: module.to_owned(), batch, top_k, experts });
     }
 
     /// Bytes a second that a kernel reads and writes, over `bytes` of memory.

@@ -1,9 +1,9 @@
 //! Weights as the kernels take them.
 
-use crate::fallback::Reason;
 use crate::kernels::{Book, CodeMap, Element, Factor, FactorArgs, WeightArgs, WeightType};
 use crate::{Gpu, Result, Slice};
 use marlin_backend::Error;
+use marlin_backend::fallback::Reason;
 use marlin_checkpoint::weight::{Grouped, ScaleTree, ScaleType, Scales, Trellis, ValueMap, Zero};
 use marlin_checkpoint::{Bytes, DType, Dense, Weight};
 

@@ -2,11 +2,12 @@
 
 use super::super::doctor;
 use crate::args::{ContextArgs, EngineArgs};
-use crate::device::{self, Runs, Slower, on_device};
+use crate::device::{self, Runs, on_device};
 use crate::error::Result;
 use crate::model::{self, Loaded, Prompt};
 use crate::progress::Bar;
 use crate::{builtin, interrupt, output, synthetic};
+use marlin_backend::fallback::Snapshot;
 use marlin_engine::EngineOptions;
 use marlin_eval::{Footprint, Latency, LatencyOptions, Summary, latency, machine};
 use output::{bytes, rate};
@@ -73,7 +74,7 @@ struct Report {
     load_seconds: f64,
     peak_memory_bytes: Option<u64>,
     /// Products that took a slower path in the counted rounds and those for warming up.
-    fallbacks: Slower,
+    fallbacks: Snapshot,
     #[serde(skip_serializing_if = "Option::is_none")]
     note: Option<String>,
 }

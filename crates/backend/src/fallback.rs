@@ -1,4 +1,4 @@
-//! Counts of products that took a slower path than the kernels made for speed.
+//! Counts of what took a slower path than the kernels made for speed.
 
 use serde::Serialize;
 use std::collections::BTreeMap;
@@ -11,24 +11,36 @@ use std::sync::{Mutex, PoisonError};
 pub enum Reason {
     /// No kernel serves groups of the weight's size: rows are decoded and multiplied in f32.
     UnsupportedGroup,
-    /// No kernel serves what stands around a trellis: the same.
+    /// No kernel serves what stands around the weight: the same.
     UnsupportedTransform,
+    /// No kernel serves these sizes.
+    UnsupportedShape,
     /// Codes that are no small integers (8-bit floats, tables of fractions): multiplied in f32, not in bytes.
     FloatCodes,
-    /// Experts of a layer differ so that they cannot share a parallel region: one after another.
+    /// Experts of a layer differ so that they cannot share a launch or a parallel region: one after another.
     MixedExperts,
     /// A latent projection whose heads are not whole tiles of codes: decoded once, then used in f32.
     LatentNotSplit,
+    /// The kernel does not compile on this device.
+    KernelCompileFailed,
+    /// The kernel computes something else on this device than its reference.
+    SelfCheckFailed,
+    /// Tokens chosen on the CPU, for which the device had to be waited for.
+    SampledOnCpu,
 }
 
 impl Reason {
     /// Every reason.
-    pub const ALL: [Reason; 5] = [
+    pub const ALL: [Reason; 9] = [
         Reason::UnsupportedGroup,
         Reason::UnsupportedTransform,
+        Reason::UnsupportedShape,
         Reason::FloatCodes,
         Reason::MixedExperts,
         Reason::LatentNotSplit,
+        Reason::KernelCompileFailed,
+        Reason::SelfCheckFailed,
+        Reason::SampledOnCpu,
     ];
 
     /// Its code in reports.
@@ -36,19 +48,23 @@ impl Reason {
         match self {
             Reason::UnsupportedGroup => "unsupported_group",
             Reason::UnsupportedTransform => "unsupported_transform",
+            Reason::UnsupportedShape => "unsupported_shape",
             Reason::FloatCodes => "float_codes",
             Reason::MixedExperts => "mixed_experts",
             Reason::LatentNotSplit => "latent_not_split",
+            Reason::KernelCompileFailed => "kernel_compile_failed",
+            Reason::SelfCheckFailed => "self_check_failed",
+            Reason::SampledOnCpu => "sampled_on_cpu",
         }
     }
 }
 
-/// A product that took a slower path.
+/// Something that took a slower path.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Fallback {
     /// Why.
     pub reason: Reason,
-    /// The layer; of experts, the first one's.
+    /// The layer (of experts, the first one's) or the kernel.
     pub module: String,
     /// Rows of activations.
     pub batch: usize,
@@ -61,7 +77,7 @@ pub struct Fallback {
 /// What has been counted.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Snapshot {
-    /// Products on a slower path.
+    /// All of them.
     pub total: u64,
     /// The same by the code of the reason, without those that never occurred.
     pub by_reason: BTreeMap<&'static str, u64>,
@@ -70,14 +86,15 @@ pub struct Snapshot {
 }
 
 /// The counters.
-#[derive(Default)]
+#[derive(Debug, Default)]
 pub struct Fallbacks {
     counts: [AtomicU64; Reason::ALL.len()],
     last: Mutex<Option<Fallback>>,
 }
 
 impl Fallbacks {
-    pub(crate) fn note(&self, fallback: Fallback) {
+    /// Counts one.
+    pub fn note(&self, fallback: Fallback) {
         self.counts[fallback.reason as usize].fetch_add(1, Ordering::Relaxed);
         *self.last.lock().unwrap_or_else(PoisonError::into_inner) = Some(fallback);
     }
