@@ -103,6 +103,7 @@ impl<P: Panels> TileGemm<'_, P> {
                             panel,
                             steps: columns.div_ceil(32),
                             sums: sums.add(all * n + r * OUTPUTS),
+                            sums_ld: OUTPUTS * 4,
                             more: from > 0,
                         };
                         if rows - r > TILE {

@@ -9,4 +9,4 @@ mod gemm;
 mod tiles;
 
 pub(crate) use gemm::{BLOCK, Panels, Part, STEP, TILE, TileGemm, scratch_bytes};
-pub(crate) use tiles::{Strip, Tiles, available};
+pub(crate) use tiles::{Block, Strip, Tiles, available};

@@ -55,7 +55,7 @@ struct Config {
 pub(crate) struct Tiles(());
 
 /// A block of activations against a panel.
-pub(super) struct Block {
+pub(crate) struct Block {
     /// `bf16`, 32 for each step.
     pub x: *const u8,
     /// Bytes from row to row.
@@ -64,8 +64,9 @@ pub(super) struct Block {
     pub panel: *const u8,
     /// Steps of 32 columns, at least one.
     pub steps: usize,
-    /// `[rows, 32]` sums.
+    /// `[rows, 32]` sums, and bytes from row to row.
     pub sums: *mut f32,
+    pub sums_ld: usize,
     /// Whether the sums begin with what they hold, rather than with zero.
     pub more: bool,
 }
@@ -98,7 +99,7 @@ impl Tiles {
     ///
     /// # Safety
     /// The pointers are valid for the shapes.
-    pub(super) unsafe fn two(&self, b: Block) {
+    pub(crate) unsafe fn two(&self, b: Block) {
         // SAFETY: the caller's promise; the tiles are shaped.
         unsafe {
             asm!(
@@ -106,8 +107,8 @@ impl Tiles {
                 "jz 2f",
                 "tileloadd tmm0, [{sums} + {line}*1]",
                 "tileloadd tmm1, [{sums} + {line}*1 + 64]",
-                "tileloadd tmm2, [{sums} + {line}*1 + 2048]",
-                "tileloadd tmm3, [{sums} + {line}*1 + 2112]",
+                "tileloadd tmm2, [{sums1} + {line}*1]",
+                "tileloadd tmm3, [{sums1} + {line}*1 + 64]",
                 "jmp 3f",
                 "2:",
                 "tilezero tmm0",
@@ -130,11 +131,12 @@ impl Tiles {
                 "jnz 3b",
                 "tilestored [{sums} + {line}*1], tmm0",
                 "tilestored [{sums} + {line}*1 + 64], tmm1",
-                "tilestored [{sums} + {line}*1 + 2048], tmm2",
-                "tilestored [{sums} + {line}*1 + 2112], tmm3",
+                "tilestored [{sums1} + {line}*1], tmm2",
+                "tilestored [{sums1} + {line}*1 + 64], tmm3",
                 more = in(reg) u32::from(b.more),
                 sums = in(reg) b.sums,
-                line = in(reg) 128usize,
+                sums1 = in(reg) b.sums.wrapping_byte_add(16 * b.sums_ld),
+                line = in(reg) b.sums_ld,
                 half = in(reg) 64usize,
                 x = inout(reg) b.x => _,
                 x1 = inout(reg) b.x.wrapping_add(16 * b.x_ld) => _,
@@ -152,7 +154,7 @@ impl Tiles {
     ///
     /// # Safety
     /// The pointers are valid for the shapes.
-    pub(super) unsafe fn one(&self, b: Block) {
+    pub(crate) unsafe fn one(&self, b: Block) {
         // SAFETY: the caller's promise; the tiles are shaped.
         unsafe {
             asm!(
@@ -178,7 +180,7 @@ impl Tiles {
                 "tilestored [{sums} + {line}*1 + 64], tmm1",
                 more = in(reg) u32::from(b.more),
                 sums = in(reg) b.sums,
-                line = in(reg) 128usize,
+                line = in(reg) b.sums_ld,
                 half = in(reg) 64usize,
                 x = inout(reg) b.x => _,
                 x_ld = in(reg) b.x_ld,

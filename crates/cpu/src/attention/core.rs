@@ -26,17 +26,43 @@ pub(super) struct Tile {
     pub scales: [*const f32; 2],
 }
 
+/// Keys and values of [`TILE`] positions as rows of `bf16`, bytes apart.
+#[cfg(target_arch = "x86_64")]
+#[derive(Clone, Copy)]
+pub(super) struct RowTile {
+    pub k: *const u8,
+    pub k_ld: usize,
+    pub v: *const u8,
+    pub v_ld: usize,
+}
+
+#[cfg(target_arch = "x86_64")]
+impl Default for RowTile {
+    fn default() -> RowTile {
+        RowTile { k: std::ptr::null(), k_ld: 0, v: std::ptr::null(), v_ld: 0 }
+    }
+}
+
 /// Where tiles come from.
 pub(super) trait Source {
-    /// Whether what lies beyond the filled positions of a tile is zeros, or may be anything.
+    /// Whether keys and values lie row by row, as [`Source::rows`] says.
     #[cfg(target_arch = "x86_64")]
-    const ZEROED: bool = false;
+    const ROWS: bool = false;
 
     /// The tile at `start`, of whose positions the first `len` are filled. Value vectors are padded to whole vectors.
     ///
     /// # Safety
     /// The positions must exist, and `scratch` must have the room that the source asked for.
     unsafe fn tile<S: Simd>(&self, start: usize, len: usize, scratch: *mut u8) -> Tile;
+
+    /// The same as rows of `bf16`, with nothing promised of those beyond the filled positions.
+    ///
+    /// # Safety
+    /// As for [`Source::tile`], of a source with [`Source::ROWS`] whose rows are `bf16` or to be rounded to it.
+    #[cfg(target_arch = "x86_64")]
+    unsafe fn rows<S: Simd>(&self, _start: usize, _len: usize, _scratch: *mut u8) -> RowTile {
+        RowTile::default()
+    }
 
     /// Where keys and values of the tile at `start` lie in memory, with the strides of every tile: worth asking for
     /// early, since pages and blocks end what the hardware would foresee. Null where they are copied or turned first.
@@ -219,7 +245,10 @@ pub(super) struct Queries<'a> {
     /// Value dimension, padded to whole vectors.
     pub v_pad: usize,
     pub scale: f32,
-    /// Room for scores and probabilities of a tile of queries: [`WORK`] bytes.
+    /// The same as the right operand of matrix tiles, where keys are rows: see [`super::row_tiles`].
+    #[cfg(target_arch = "x86_64")]
+    pub panels: *const u8,
+    /// Room for scores and probabilities of a tile of queries: [`WORK`] bytes, or what [`super::row_tiles`] asks for.
     pub work: *mut u8,
     /// The source's scratch.
     pub scratch: *mut u8,
@@ -297,11 +326,15 @@ impl Queries<'_> {
         // SAFETY: the fields' promises; positions up to the largest of the queries' exist.
         unsafe {
             let mut start = from;
+            #[cfg(target_arch = "x86_64")]
+            if let (Some(tiles), true) = (self.tiles, T::ROWS) {
+                return self.by_rows::<S, T>(tiles, source, from, to, state);
+            }
             while start < to {
                 let len = TILE.min(to - start);
                 let tile = source.tile::<S>(start, len, self.scratch);
                 #[cfg(target_arch = "x86_64")]
-                if let (Some(tiles), true) = (self.tiles, T::ZEROED || len == TILE) {
+                if let (Some(tiles), true) = (self.tiles, len == TILE) {
                     self.by_tiles::<S, K>(tiles, start, len, tile, state);
                     start += TILE;
                     continue;

@@ -14,6 +14,8 @@ mod stored;
 #[cfg(test)]
 mod tests;
 #[cfg(target_arch = "x86_64")]
+mod row_tiles;
+#[cfg(target_arch = "x86_64")]
 mod tiles;
 
 pub use expanded::{Expanded, expanded_attention};

@@ -1,5 +1,7 @@
 //! Tiles from keys and values that lie row by row: latent caches and materialised keys and values.
 
+#[cfg(target_arch = "x86_64")]
+use super::core::RowTile;
 use super::core::{Source, TILE, Tile};
 use super::stored::{SCALE, Stored};
 use crate::DType;
@@ -85,6 +87,19 @@ impl RowSource<'_> {
         self.k[0].width + self.k[1].width
     }
 
+    /// The rows of keys of the tile at `start`, and the bytes from one to the next, if they can be used where they are.
+    #[cfg(target_arch = "x86_64")]
+    unsafe fn lying(&self, start: usize) -> Option<(*const u8, usize)> {
+        let whole = self.k[1].width == 0 && self.k[0].stored == Stored::Float(DType::Bf16);
+        match self.k[0].rows {
+            // SAFETY: the caller vouches for the position.
+            Rows::Paged { ld, block, .. } if whole && block.is_multiple_of(TILE) => unsafe {
+                Some((self.k[0].at(start).0, ld * 2))
+            },
+            _ => None,
+        }
+    }
+
     /// Scratch that tiles need: rows of keys, rows of values, keys turned, values paired.
     pub(super) fn bytes(k_dim: usize, v_dim: usize) -> usize {
         2 * TILE * (padded(k_dim) + padded(v_dim)) * 4 + 4 * 64
@@ -143,7 +158,37 @@ unsafe fn put<S: Simd>(from: *const u8, stored: Stored, scale: f32, n: usize, pa
 
 impl Source for RowSource<'_> {
     #[cfg(target_arch = "x86_64")]
-    const ZEROED: bool = true;
+    const ROWS: bool = true;
+
+    #[cfg(target_arch = "x86_64")]
+    #[inline(always)]
+    unsafe fn rows<S: Simd>(&self, start: usize, len: usize, scratch: *mut u8) -> RowTile {
+        let (k_ld, v_ld) = (self.k_dim() * 2, self.v_dim * 2);
+        // SAFETY: the caller vouches for the positions, and for scratch of whole rows.
+        unsafe {
+            let mut tile = match self.lying(start) {
+                Some((k, ld)) => RowTile { k, k_ld: ld, v: k, v_ld: ld },
+                None => {
+                    for t in 0..len {
+                        let mut at = scratch.add(t * k_ld);
+                        for part in self.k.iter().filter(|p| p.width > 0) {
+                            part.row::<S>(start + t, true, at);
+                            at = at.add(part.width * 2);
+                        }
+                    }
+                    RowTile { k: scratch, k_ld, v: scratch, v_ld: k_ld }
+                }
+            };
+            if let Some(part) = &self.v {
+                let to = scratch.add(TILE * k_ld);
+                for t in 0..len {
+                    part.row::<S>(start + t, true, to.add(t * v_ld));
+                }
+                (tile.v, tile.v_ld) = (to, v_ld);
+            }
+            tile
+        }
+    }
 
     #[inline(always)]
     unsafe fn tile<S: Simd>(&self, start: usize, len: usize, scratch: *mut u8) -> Tile {

@@ -3,7 +3,7 @@
 use super::core::{CHUNK, Dot, E4m3, I8, Kv, Plain, Quads, Queries, Source, State, WORK, Widened, merge};
 use super::stored::Stored;
 #[cfg(target_arch = "x86_64")]
-use super::tiles;
+use super::{row_tiles, tiles};
 #[cfg(target_arch = "x86_64")]
 use crate::amx::Tiles;
 use crate::buffer::{Buffer, Shared, scratch};
@@ -12,8 +12,10 @@ use crate::simd::{F16, F32};
 use crate::{Cpu, DType};
 use std::marker::PhantomData;
 
-/// Query vectors that a task takes at most, where a row has no more heads than that.
+/// Query vectors that a task takes at most, where a row has no more heads than that; and with matrix tiles.
 const VECTORS: usize = 48;
+#[cfg(target_arch = "x86_64")]
+const TILED_VECTORS: usize = 64;
 
 /// Consecutive rows of a batch that belong to one sequence.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -82,7 +84,15 @@ impl Problem {
     }
     /// Vectors to make room for.
     fn room(&self, vectors: usize) -> usize {
-        vectors.next_multiple_of(LANES)
+        vectors.next_multiple_of(2 * LANES)
+    }
+    /// Vectors that a task takes at most, where a row has no more heads than that.
+    fn most(&self, _cpu: &Cpu) -> usize {
+        #[cfg(target_arch = "x86_64")]
+        if self.tiled(_cpu, TILED_VECTORS) {
+            return TILED_VECTORS;
+        }
+        VECTORS
     }
     /// Whether matrix tiles take part for so many vectors. Heads that share their keys and values are as many in every
     /// batch, so rows of a dozen heads do not depend on their company.
@@ -127,7 +137,7 @@ pub(super) fn run<T: Source>(
     source_bytes: usize,
     source: &(dyn Fn(usize, usize) -> T + Sync),
 ) {
-    let per = (VECTORS / problem.group).max(1);
+    let per = (problem.most(cpu) / problem.group).max(1);
     let mut pieces = Vec::new();
     let mut chunks = 0;
     for (i, span) in problem.spans.iter().enumerate() {
@@ -148,7 +158,13 @@ pub(super) fn run<T: Source>(
     let task = |piece: Piece, only: Option<usize>, partial: *mut f32| {
         let vectors = problem.room(piece.rows * problem.group);
         let q_ld = problem.k_dim().next_multiple_of(LANES) * 4;
-        let bytes = vectors * (q_ld + 8 + 2 * problem.state() * 4 + LANES * 4) + q_ld + WORK + source_bytes + 8 * 64;
+        let work = WORK;
+        #[cfg(target_arch = "x86_64")]
+        let work = work.max(row_tiles::work(vectors)) + vectors * q_ld;
+        let source_bytes = source_bytes;
+        #[cfg(target_arch = "x86_64")]
+        let source_bytes = source_bytes.max(row_tiles::staged(problem.k_dim(), problem.v_pad()));
+        let bytes = vectors * (q_ld + 8 + 2 * problem.state() * 4 + LANES * 4) + q_ld + work + source_bytes + 9 * 64;
         scratch(bytes, |mem| {
             #[cfg(target_arch = "x86_64")]
             // SAFETY: this level has tiles, and attention is all that this thread does with them now.
@@ -180,13 +196,19 @@ pub(super) fn run<T: Source>(
         // SAFETY: each chunk has a part of the buffer.
         task(piece, Some(c - piece.chunk), unsafe { { partial }.0.add(c * most) });
     });
-    cpu.pool.run(pieces.len(), &|i| {
-        let piece = pieces[i];
+    let vectors = per * problem.group;
+    cpu.pool.ranges(pieces.len() * vectors, 4, &|some| {
         scratch(problem.state() * 4, |mem| {
-            // SAFETY: the partial results of the piece's chunks are complete; the scratch holds one state.
-            unsafe {
-                let first = { partial }.0.add(piece.chunk * most);
-                simd::run(cpu.level, Join { problem, piece, first, most, mem: mem.cast() });
+            for (i, vector) in some.map(|n| (n / vectors, n % vectors)) {
+                let piece = pieces[i];
+                if vector >= piece.rows * problem.group {
+                    continue;
+                }
+                // SAFETY: the partial results of the piece's chunks are complete; the scratch holds one state.
+                unsafe {
+                    let first = { partial }.0.add(piece.chunk * most);
+                    simd::run(cpu.level, Join { problem, piece, vector, first, most, mem: mem.cast() });
+                }
             }
         });
     });
@@ -223,6 +245,9 @@ impl<T: Source> Task<'_, T> {
         let q = take(mem, room * self.q_ld);
         let stage = take(mem, self.q_ld).cast::<f32>();
         let pos = take(mem, room * 8).cast::<usize>();
+        #[cfg(target_arch = "x86_64")]
+        let (work, panels) = (take(mem, WORK.max(row_tiles::work(room))), take(mem, room * k_dim * 2));
+        #[cfg(not(target_arch = "x86_64"))]
         let work = take(mem, WORK);
         let state = State {
             m: take(mem, room * 4).cast(),
@@ -258,6 +283,10 @@ impl<T: Source> Task<'_, T> {
             for i in r..room {
                 *pos.add(i) = piece.end() - 1;
             }
+            #[cfg(target_arch = "x86_64")]
+            if T::ROWS && self.tiles.is_some() {
+                row_tiles::lay_queries::<S>(q, self.q_ld, room, k_dim, panels);
+            }
             total.write_bytes(0, r * pr.state());
             for i in 0..r {
                 *total.add(i * pr.state()) = f32::NEG_INFINITY;
@@ -270,6 +299,8 @@ impl<T: Source> Task<'_, T> {
                 k_dim,
                 v_pad,
                 scale: pr.scale,
+                #[cfg(target_arch = "x86_64")]
+                panels,
                 work,
                 scratch,
                 #[cfg(target_arch = "x86_64")]
@@ -350,10 +381,11 @@ impl<T: Source> Kernel for Task<'_, T> {
     }
 }
 
-/// Merges the chunks of a piece.
+/// Merges the chunks of one vector of a piece.
 struct Join<'a> {
     problem: &'a Problem,
     piece: Piece,
+    vector: usize,
     first: *const f32,
     most: usize,
     mem: *mut f32,
@@ -367,17 +399,15 @@ impl Kernel for Join<'_> {
         let (pr, v_pad) = (self.problem, self.problem.v_pad());
         // SAFETY: the fields' promises.
         unsafe {
-            for i in 0..self.piece.rows * pr.group {
-                let t = self.mem;
-                t.write_bytes(0, pr.state());
-                *t = f32::NEG_INFINITY;
-                for c in 0..self.piece.chunks() {
-                    let from = self.first.add(c * self.most + i * pr.state());
-                    let chunk = (*from, *from.add(1), from.add(LANES));
-                    merge::<S>((&mut *t, &mut *t.add(1), t.add(LANES)), chunk, v_pad);
-                }
-                finish::<S>(pr, self.piece, i, t);
+            let t = self.mem;
+            t.write_bytes(0, pr.state());
+            *t = f32::NEG_INFINITY;
+            for c in 0..self.piece.chunks() {
+                let from = self.first.add(c * self.most + self.vector * pr.state());
+                let chunk = (*from, *from.add(1), from.add(LANES));
+                merge::<S>((&mut *t, &mut *t.add(1), t.add(LANES)), chunk, v_pad);
             }
+            finish::<S>(pr, self.piece, self.vector, t);
         }
     }
 }
