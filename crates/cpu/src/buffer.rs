@@ -61,14 +61,24 @@ impl Drop for Buffer {
 
 thread_local! {
     static SCRATCH: RefCell<Buffer> = const { RefCell::new(Buffer::new()) };
+    static SHARED: RefCell<Buffer> = const { RefCell::new(Buffer::new()) };
 }
 
 /// Lends this thread's scratch memory of at least `bytes`; a nested loan gets memory of its own.
 pub(crate) fn scratch<R>(bytes: usize, f: impl FnOnce(*mut u8) -> R) -> R {
-    SCRATCH.with(|s| match s.try_borrow_mut() {
+    SCRATCH.with(|s| lend(s, bytes, f))
+}
+
+/// The same of other memory: for what tasks leave for each other, while each has scratch memory of its own.
+pub(crate) fn shared_scratch<R>(bytes: usize, f: impl FnOnce(*mut u8) -> R) -> R {
+    SHARED.with(|s| lend(s, bytes, f))
+}
+
+fn lend<R>(buffer: &RefCell<Buffer>, bytes: usize, f: impl FnOnce(*mut u8) -> R) -> R {
+    match buffer.try_borrow_mut() {
         Ok(mut b) => f(b.reserve(bytes)),
         Err(_) => f(Buffer::new().reserve(bytes)),
-    })
+    }
 }
 
 /// Zeroed memory of whole pages, large ones where the system has them; pages exist from their first use on.

@@ -106,6 +106,7 @@ fn gemm(cpu: &Cpu, peak: (f64, f64)) -> Result<()> {
 /// Attention of Qwen3-0.6B and 1.7B (16 heads, 8 of keys and values, 128 each) and GLM-4.7-Flash's (20 heads, latents of 512 + 64).
 fn attention_of_models(cpu: &Cpu, bandwidth: f64, peak: (f64, f64)) -> Result<()> {
     const LAYERS: usize = 28;
+    const LATENT_LAYERS: usize = 47;
     for (mode, stored) in [Mode::Fast, Mode::Exact]
         .into_iter()
         .flat_map(|mode| [DType::Bf16.into(), Stored::Int8, Stored::Fp8].map(|stored| (mode, stored)))
@@ -143,17 +144,26 @@ fn attention_of_models(cpu: &Cpu, bandwidth: f64, peak: (f64, f64)) -> Result<()
     }
     for mode in [Mode::Fast, Mode::Exact] {
         let shape = LatentShape { rank: 512, rope: 64, block: 32, stored: DType::Bf16.into() };
-        let pool = bf16_bytes(32 * shape.block_bytes() / 2);
-        let table: Vec<u32> = (0..32).collect();
-        for rows in [1, 16] {
+        for (rows, context) in [(1, 100), (1, 1000), (1, 4000), (16, 1000)] {
+            let (layers, blocks) = (if rows == 1 { LATENT_LAYERS } else { 1 }, context / 32 + 1);
+            let Ok(pool) = kv_bytes(layers * blocks * shape.block_bytes() / 2) else { continue };
             let (lat, pe) = (vec![0.01f32; rows * 20 * 512], vec![0.01f32; rows * 20 * 64]);
             let mut out = vec![0.0f32; rows * 20 * 512];
-            let seq = [Sequence { span: Span { row: 0, rows, start: 1000 - rows }, table: &table }];
-            let t = best(10, || latent_attention(cpu, mode, shape, &pool, &lat, &pe, 64, 20, &seq, 0.06, &mut out))?;
-            let flops = (rows * 1000 * 20 * (576 + 512) * 2) as f64;
+            let t = best(6, || {
+                for layer in 0..layers {
+                    let table: Vec<u32> = (0..blocks).map(|b| (layer * blocks + b) as u32).collect();
+                    let seq = [Sequence { span: Span { row: 0, rows, start: context - rows }, table: &table }];
+                    latent_attention(cpu, mode, shape, &pool, &lat, &pe, 64, 20, &seq, 0.06, &mut out)?;
+                }
+                Ok(())
+            })? / layers as f64;
+            let bytes = (context * shape.block_bytes() / 32) as f64;
+            let flops = (rows * context * 20 * (576 + 512) * 2) as f64;
             println!(
-                "latent attention {mode:?} {rows} rows, context 1000: {:.0} us, {:.0} GFLOP/s",
+                "latent attention {mode:?} {rows} rows, context {context}: {:.0} us a layer, {:.1} GB/s ({:.0}%), {:.0} GFLOP/s",
                 t * 1e6,
+                bytes / t / 1e9,
+                100.0 * bytes / t / bandwidth,
                 flops / t / 1e9
             );
         }

@@ -6,7 +6,7 @@ use super::stored::Stored;
 use super::{row_tiles, tiles};
 #[cfg(target_arch = "x86_64")]
 use crate::amx::Tiles;
-use crate::buffer::{Buffer, Shared, scratch};
+use crate::buffer::{Shared, scratch, shared_scratch};
 use crate::simd::{self, Kernel, LANES, Simd, load_some, store_some};
 use crate::simd::{F16, F32};
 use crate::{Cpu, DType};
@@ -152,6 +152,7 @@ pub(super) fn run<T: Source>(
             }
         }
     }
+    let per = per.min(pieces.iter().map(|p| p.rows).max().unwrap_or(1));
     let most = per * problem.group * problem.state();
     // Split along the context only where the pieces alone would leave threads idle.
     let split = cpu.pool.threads() > 1 && chunks > pieces.len() && pieces.len() < 4 * cpu.pool.threads();
@@ -189,27 +190,28 @@ pub(super) fn run<T: Source>(
         cpu.pool.run(pieces.len(), &|i| task(pieces[i], None, std::ptr::null_mut()));
         return;
     }
-    let mut buffer = Buffer::new();
-    let partial = Shared(buffer.reserve(chunks * most * 4).cast::<f32>());
-    cpu.pool.run(chunks, &|c| {
-        let piece = pieces[pieces.partition_point(|p| p.chunk <= c) - 1];
-        // SAFETY: each chunk has a part of the buffer.
-        task(piece, Some(c - piece.chunk), unsafe { { partial }.0.add(c * most) });
-    });
     let vectors = per * problem.group;
-    cpu.pool.ranges(pieces.len() * vectors, 4, &|some| {
-        scratch(problem.state() * 4, |mem| {
-            for (i, vector) in some.map(|n| (n / vectors, n % vectors)) {
-                let piece = pieces[i];
-                if vector >= piece.rows * problem.group {
-                    continue;
+    shared_scratch(chunks * most * 4, |mem| {
+        let partial = Shared(mem.cast::<f32>());
+        cpu.pool.run(chunks, &|c| {
+            let piece = pieces[pieces.partition_point(|p| p.chunk <= c) - 1];
+            // SAFETY: each chunk has a part of the memory.
+            task(piece, Some(c - piece.chunk), unsafe { { partial }.0.add(c * most) });
+        });
+        cpu.pool.ranges(pieces.len() * vectors, 4, &|some| {
+            scratch(problem.state() * 4, |mem| {
+                for (i, vector) in some.map(|n| (n / vectors, n % vectors)) {
+                    let piece = pieces[i];
+                    if vector >= piece.rows * problem.group {
+                        continue;
+                    }
+                    // SAFETY: the partial results of the piece's chunks are complete; the scratch holds one state.
+                    unsafe {
+                        let first = { partial }.0.add(piece.chunk * most);
+                        simd::run(cpu.level, Join { problem, piece, vector, first, most, mem: mem.cast() });
+                    }
                 }
-                // SAFETY: the partial results of the piece's chunks are complete; the scratch holds one state.
-                unsafe {
-                    let first = { partial }.0.add(piece.chunk * most);
-                    simd::run(cpu.level, Join { problem, piece, vector, first, most, mem: mem.cast() });
-                }
-            }
+            });
         });
     });
 }
