@@ -8,13 +8,13 @@ mod core;
 mod expanded;
 mod latent;
 mod paged;
+#[cfg(target_arch = "x86_64")]
+mod row_tiles;
 mod rows;
 mod run;
 mod stored;
 #[cfg(test)]
 mod tests;
-#[cfg(target_arch = "x86_64")]
-mod row_tiles;
 #[cfg(target_arch = "x86_64")]
 mod tiles;
 

@@ -4,9 +4,10 @@ use super::layout::{Layout, Mapping, Numbers, Tree};
 use super::scales::{Decode, Decoded};
 use super::unpack::{lay, step_bytes};
 use super::{ROWS, SPAN, STEP};
+use crate::Cpu;
 use crate::buffer::Shared;
 use crate::memory::Memory;
-use crate::{Cpu, simd};
+use crate::simd::{self, Kernel, Simd};
 use marlin_checkpoint::weight::{ScaleTree, ScaleType, Scales, ValueMap, Zero};
 use marlin_checkpoint::{Error, Grouped, Packed, Result};
 use std::ops::Range;
@@ -94,7 +95,7 @@ impl GroupedMat {
                 let to = unsafe { { base }.part(first, bytes) };
                 for row in (0..part.rows()).step_by(ROWS) {
                     let place = Place { layout: &layout, tile: (range.start + row) / ROWS, base: first };
-                    lay_tile(&place, &part, row, to);
+                    lay_tile(cpu, &place, &part, row, to);
                     if !finite(cpu, &place, to) {
                         return Err(first_not_finite(name, &part, row, range.start));
                     }
@@ -150,7 +151,7 @@ impl Place<'_> {
 }
 
 /// Puts rows `first..` of `part`, sixteen at most, into a tile.
-fn lay_tile(place: &Place<'_>, part: &Grouped, first: usize, tile: &mut [u8]) {
+fn lay_tile(cpu: &Cpu, place: &Place<'_>, part: &Grouped, first: usize, tile: &mut [u8]) {
     let layout = place.layout;
     let count = ROWS.min(part.rows() - first);
     let (stride, codes) = (part.row_stride(), part.codes());
@@ -160,13 +161,16 @@ fn lay_tile(place: &Place<'_>, part: &Grouped, first: usize, tile: &mut [u8]) {
         true => &codes[(first + r) * stride..][..stride],
         false => &[][..],
     });
+    if layout.bits == 4 {
+        // SAFETY: `Cpu` only holds levels that the machine has.
+        unsafe { simd::run(cpu.level(), Fours { place, rows: &rows[..count], tile }) };
+    }
     // Step after step, so that what is written stays in the first cache.
     for record in 0..layout.records() {
         let at = place.record(record) + layout.numbers;
         let steps = tile[at..at + layout.steps(record) * size].chunks_exact_mut(size);
         for (step, to) in steps.enumerate().map(|(i, to)| (record * (SPAN / STEP) + i, to)) {
             if layout.bits == 4 && (step + 1) * STEP <= layout.cols {
-                lay_fours(&rows[..count], step * bytes, to);
                 continue;
             }
             for (r, row) in rows[..count].iter().enumerate() {
@@ -250,7 +254,34 @@ fn lay_numbers(place: &Place<'_>, numbers: &Numbers, scales: &Scales, first: usi
     }
 }
 
+/// The whole steps of 4-bit codes of a tile, of which these are the rows.
+struct Fours<'a> {
+    place: &'a Place<'a>,
+    rows: &'a [&'a [u8]],
+    tile: &'a mut [u8],
+}
+
+impl Kernel for Fours<'_> {
+    type Out = ();
+
+    /// Nothing but integers, which the compiler puts into vectors of the level's size.
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self) {
+        let layout = self.place.layout;
+        let whole = layout.cols / STEP;
+        for record in 0..layout.records() {
+            let (first, at) = (record * (SPAN / STEP), self.place.record(record) + layout.numbers);
+            let steps = layout.steps(record).min(whole.saturating_sub(first));
+            let to = &mut self.tile[at..at + steps * step_bytes(4)];
+            for (step, to) in to.chunks_exact_mut(step_bytes(4)).enumerate() {
+                lay_fours(self.rows, (first + step) * 16, to);
+            }
+        }
+    }
+}
+
 /// A step of 4-bit codes: the 16 bytes from `at` on of each row.
+#[inline(always)]
 fn lay_fours(rows: &[&[u8]], at: usize, step: &mut [u8]) {
     let mut words = [[0u32; ROWS]; 4];
     for (r, row) in rows.iter().enumerate() {
@@ -258,16 +289,18 @@ fn lay_fours(rows: &[&[u8]], at: usize, step: &mut [u8]) {
             words[r] = u32::from_le_bytes(*bytes);
         }
     }
-    // Four nibbles to the low halves of four bytes.
-    let spread = |v: u32| {
-        let v = (v | v << 8) & 0x00ff_00ff;
-        (v | v << 4) & 0x0f0f_0f0f
-    };
     for (words, vector) in words.iter().zip(step.as_chunks_mut::<64>().0) {
         for (x, to) in words.iter().zip(vector.as_chunks_mut::<4>().0) {
             *to = (spread(x & 0xffff) | spread(x >> 16) << 4).to_le_bytes();
         }
     }
+}
+
+/// Four nibbles to the low halves of four bytes.
+#[inline(always)]
+fn spread(v: u32) -> u32 {
+    let v = (v | v << 8) & 0x00ff_00ff;
+    (v | v << 4) & 0x0f0f_0f0f
 }
 
 /// 32 codes from a bit stream, least significant bit first.

@@ -8,11 +8,19 @@ use super::bits::{each, eight, put, spread};
 /// Q4_0, Q4_1, IQ4_NL, MXFP4: 16 bytes of halves.
 #[inline(always)]
 pub(super) fn halves(qs: &[u8], codes: &mut [u8]) {
-    for g in 0..2 {
-        let x = eight(qs, 8 * g);
-        put::<4>(codes, g, x & each(15));
-        put::<4>(codes, g + 2, x >> 4 & each(15));
+    // Arrays, which the compiler puts into vectors.
+    let (mut twos, mut low, mut high) = ([0u16; 8], [0u8; 8], [0u8; 8]);
+    for (two, bytes) in twos.iter_mut().zip(qs.as_chunks().0) {
+        *two = u16::from_le_bytes(*bytes);
     }
+    for i in 0..8 {
+        low[i] = (twos[i] & 15 | twos[i] >> 4 & 0xf0) as u8;
+    }
+    for i in 0..8 {
+        high[i] = (twos[i] >> 4 & 15 | twos[i] >> 8 & 0xf0) as u8;
+    }
+    codes[..8].copy_from_slice(&low);
+    codes[8..16].copy_from_slice(&high);
 }
 
 /// Q5_0, Q5_1: a fifth bit for each element in order, then halves.

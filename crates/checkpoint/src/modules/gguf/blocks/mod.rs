@@ -61,19 +61,31 @@ impl Blocks {
         rows.map(move |row| &self.data[self.order.source(row) * stride..][..stride])
     }
 
-    /// Blocks of 32 that begin with a factor of `D` bytes and perhaps a minimum.
-    fn flat<const B: usize, const C: usize>(&self, rows: Range<usize>, f: impl Fn(&[u8; B], &mut [u8; C])) -> Flat {
+    /// Blocks of 32 that begin with a factor of `D` bytes and perhaps a minimum of as many.
+    fn flat<const B: usize, const C: usize, const D: usize>(
+        &self,
+        rows: Range<usize>,
+        minimum: bool,
+        f: impl Fn(&[u8; B], &mut [u8; C]),
+    ) -> Flat {
         let count = rows.len() * (self.shape[1] / 32);
-        let mut codes = vec![0; count * C];
-        let mut blocks = Vec::with_capacity(count);
-        let mut to = codes.as_chunks_mut::<C>().0.iter_mut();
+        let mut out = Flat {
+            codes: vec![0; count * C],
+            scales: vec![0; count * D],
+            minimums: vec![0; if minimum { count * D } else { 0 }],
+        };
+        let mut to = out.codes.as_chunks_mut::<C>().0.iter_mut().zip(out.scales.as_chunks_mut::<D>().0);
+        let mut minimums = out.minimums.as_chunks_mut::<D>().0.iter_mut();
         for line in self.lines(rows) {
-            for (block, codes) in line.as_chunks::<B>().0.iter().zip(&mut to) {
+            for (block, (codes, scale)) in line.as_chunks::<B>().0.iter().zip(&mut to) {
                 f(block, codes);
-                blocks.push([block[0], block[1], block[2], block[3]]);
+                scale.copy_from_slice(&block[..D]);
+                if minimum && let Some(minimum) = minimums.next() {
+                    minimum.copy_from_slice(&block[D..2 * D]);
+                }
             }
         }
-        Flat { codes, heads: blocks }
+        out
     }
 
     /// Super-blocks with `S` bytes of small factors, and as many of small minimums; `d` and `dmin` say where the f16s are.
@@ -106,16 +118,13 @@ impl Blocks {
     }
 
     /// The matrix of `rows` rows from parts of blocks of 32.
-    fn grouped_flat(&self, rows: usize, parts: Flat, map: ValueMap, kind: ScaleType, minimum: bool) -> Result<Grouped> {
+    fn grouped_flat(&self, rows: usize, parts: Flat, map: ValueMap, kind: ScaleType) -> Result<Grouped> {
         let numbers = |data: Vec<u8>| {
             Ok::<_, Error>(ScaleTree::flat(Scales::new(kind, rows, self.shape[1], (1, 32), data.into())?))
         };
         let (bits, _) = codes_of(self.dtype).unwrap_or((0, 0));
-        let scale = match kind {
-            ScaleType::E8M0 => numbers(parts.heads.iter().map(|h| h[0]).collect())?,
-            _ => numbers(parts.heads.iter().flat_map(|h| [h[0], h[1]]).collect())?,
-        };
-        let minimum = minimum.then(|| numbers(parts.heads.iter().flat_map(|h| [h[2], h[3]]).collect())).transpose()?;
+        let scale = numbers(parts.scales)?;
+        let minimum = if parts.minimums.is_empty() { None } else { Some(numbers(parts.minimums)?) };
         Grouped::new([rows, self.shape[1]], bits, parts.codes.into(), map, scale, minimum)
     }
 
@@ -141,10 +150,11 @@ impl Blocks {
     }
 }
 
-/// Codes, and the first four bytes of each block.
 struct Flat {
     codes: Vec<u8>,
-    heads: Vec<[u8; 4]>,
+    scales: Vec<u8>,
+    /// Empty where the format has none.
+    minimums: Vec<u8>,
 }
 
 struct Nested {
@@ -174,36 +184,36 @@ impl Packed for Blocks {
         let (f16, table) = (ScaleType::F16, || ValueMap::Table(Box::new(IQ4)));
         match self.dtype {
             DType::Q4_0 => {
-                let parts = self.flat::<18, 16>(rows, |b, c| halves(&b[2..], c));
-                self.grouped_flat(n, parts, integer(8), f16, false)
+                let parts = self.flat::<18, 16, 2>(rows, false, |b, c| halves(&b[2..], c));
+                self.grouped_flat(n, parts, integer(8), f16)
             }
             DType::Q4_1 => {
-                let parts = self.flat::<20, 16>(rows, |b, c| halves(&b[4..], c));
-                self.grouped_flat(n, parts, integer(0), f16, true)
+                let parts = self.flat::<20, 16, 2>(rows, true, |b, c| halves(&b[4..], c));
+                self.grouped_flat(n, parts, integer(0), f16)
             }
             DType::Q5_0 => {
-                let parts = self.flat::<22, 20>(rows, |b, c| halves_and_fifth(&b[2..6], &b[6..], c));
-                self.grouped_flat(n, parts, integer(16), f16, false)
+                let parts = self.flat::<22, 20, 2>(rows, false, |b, c| halves_and_fifth(&b[2..6], &b[6..], c));
+                self.grouped_flat(n, parts, integer(16), f16)
             }
             DType::Q5_1 => {
-                let parts = self.flat::<24, 20>(rows, |b, c| halves_and_fifth(&b[4..8], &b[8..], c));
-                self.grouped_flat(n, parts, integer(0), f16, true)
+                let parts = self.flat::<24, 20, 2>(rows, true, |b, c| halves_and_fifth(&b[4..8], &b[8..], c));
+                self.grouped_flat(n, parts, integer(0), f16)
             }
             DType::Q8_0 => {
-                let parts = self.flat::<34, 32>(rows, |b, c| signed_bytes(&b[2..], c));
-                self.grouped_flat(n, parts, integer(128), f16, false)
+                let parts = self.flat::<34, 32, 2>(rows, false, |b, c| signed_bytes(&b[2..], c));
+                self.grouped_flat(n, parts, integer(128), f16)
             }
             DType::Iq4Nl => {
-                let parts = self.flat::<18, 16>(rows, |b, c| halves(&b[2..], c));
-                self.grouped_flat(n, parts, table(), f16, false)
+                let parts = self.flat::<18, 16, 2>(rows, false, |b, c| halves(&b[2..], c));
+                self.grouped_flat(n, parts, table(), f16)
             }
             DType::Mxfp4 => {
-                let parts = self.flat::<17, 16>(rows, |b, c| halves(&b[1..], c));
-                if parts.heads.iter().any(|head| head[0] == 255) {
+                let parts = self.flat::<17, 16, 1>(rows, false, |b, c| halves(&b[1..], c));
+                if parts.scales.contains(&255) {
                     let why = "a block's exponent is 255, which is no number; the file is damaged: download or convert it again";
                     return Err(Error::invalid(format!("tensor {:?}", self.name), why));
                 }
-                self.grouped_flat(n, parts, ValueMap::E2M1, ScaleType::E8M0, false)
+                self.grouped_flat(n, parts, ValueMap::E2M1, ScaleType::E8M0)
             }
             DType::Q2K => {
                 self.grouped_nested(n, self.nested(rows, [80, 82], formats::q2_k), integer(0), ScaleType::U4, true)
