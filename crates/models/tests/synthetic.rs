@@ -3,38 +3,12 @@
 
 mod common;
 
-use common::{BLOCK, root, step};
+use common::{BLOCK, SCHEMES, root, step};
 use marlin_backend::Backend;
 use marlin_checkpoint::{Checkpoint, Config, Folder, Result, Tensor, TensorInfo, TensorSource, scheme_checkpoint};
 use marlin_cpu::{CpuBackend, CpuOptions};
 use marlin_models::{Architecture, LoadOptions, Model};
 use std::sync::Arc;
-
-const SCHEMES: [(&str, &str); 23] = [
-    ("exl3-3", "exl3"),
-    ("exl3-4-3inst", "exl3"),
-    ("exl3-2.5-mcg", "exl3"),
-    ("fp4", "fp4"),
-    ("mxfp4", "mxfp4"),
-    ("nvfp4", "nvfp4"),
-    ("mlx-2", "mlx"),
-    ("mlx-3", "mlx"),
-    ("mlx-4", "mlx"),
-    ("mlx-5", "mlx"),
-    ("mlx-6", "mlx"),
-    ("mlx-8", "mlx"),
-    ("mlx-mxfp4", "mlx"),
-    ("mlx-nvfp4", "mlx"),
-    ("mlx-mxfp8", "mlx"),
-    ("gptq-2", "gptq"),
-    ("gptq-3", "gptq"),
-    ("gptq-4", "gptq"),
-    ("gptq-8", "gptq"),
-    ("awq", "awq"),
-    ("awq-4", "awq"),
-    ("int8", "compressed-tensors"),
-    ("fp8", "fp8"),
-];
 
 /// A tied model of grouped-query attention, and the one in the repository: latent attention and experts.
 fn configs() -> [Config; 2] {

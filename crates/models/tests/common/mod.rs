@@ -9,6 +9,33 @@ use std::path::{Path, PathBuf};
 const TOLERANCE: f32 = 2e-3;
 pub const BLOCK: usize = 32;
 
+/// Schemes of made-up checkpoints, and what their modules say they are.
+pub const SCHEMES: [(&str, &str); 23] = [
+    ("exl3-3", "exl3"),
+    ("exl3-4-3inst", "exl3"),
+    ("exl3-2.5-mcg", "exl3"),
+    ("fp4", "fp4"),
+    ("mxfp4", "mxfp4"),
+    ("nvfp4", "nvfp4"),
+    ("mlx-2", "mlx"),
+    ("mlx-3", "mlx"),
+    ("mlx-4", "mlx"),
+    ("mlx-5", "mlx"),
+    ("mlx-6", "mlx"),
+    ("mlx-8", "mlx"),
+    ("mlx-mxfp4", "mlx"),
+    ("mlx-nvfp4", "mlx"),
+    ("mlx-mxfp8", "mlx"),
+    ("gptq-2", "gptq"),
+    ("gptq-3", "gptq"),
+    ("gptq-4", "gptq"),
+    ("gptq-8", "gptq"),
+    ("awq", "awq"),
+    ("awq-4", "awq"),
+    ("int8", "compressed-tensors"),
+    ("fp8", "fp8"),
+];
+
 pub fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../..")
 }
