@@ -101,6 +101,17 @@ impl Problem {
         let whole = self.k_dim().is_multiple_of(tiles::STEP) && self.v_pad().is_multiple_of(tiles::STEP);
         self.kind == Kind::Dot && whole && cpu.tiled(vectors)
     }
+    /// Bytes of the work room of so many vectors, with their queries laid out for matrix tiles, and of the source's scratch.
+    #[cfg(target_arch = "x86_64")]
+    fn rooms(&self, vectors: usize, source_bytes: usize) -> (usize, usize) {
+        let (k_dim, v_pad) = (self.k_dim(), self.v_pad());
+        let work = WORK.max(row_tiles::work(vectors)) + vectors * k_dim * 2;
+        (work, source_bytes.max(row_tiles::staged(k_dim, v_pad)))
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    fn rooms(&self, _: usize, source_bytes: usize) -> (usize, usize) {
+        (WORK, source_bytes)
+    }
     /// `f32` values of the state of one vector: maximum, sum, accumulator.
     fn state(&self) -> usize {
         self.v_pad() + LANES
@@ -159,12 +170,7 @@ pub(super) fn run<T: Source>(
     let task = |piece: Piece, only: Option<usize>, partial: *mut f32| {
         let vectors = problem.room(piece.rows * problem.group);
         let q_ld = problem.k_dim().next_multiple_of(LANES) * 4;
-        let work = WORK;
-        #[cfg(target_arch = "x86_64")]
-        let work = work.max(row_tiles::work(vectors)) + vectors * q_ld;
-        let source_bytes = source_bytes;
-        #[cfg(target_arch = "x86_64")]
-        let source_bytes = source_bytes.max(row_tiles::staged(problem.k_dim(), problem.v_pad()));
+        let (work, source_bytes) = problem.rooms(vectors, source_bytes);
         let bytes = vectors * (q_ld + 8 + 2 * problem.state() * 4 + LANES * 4) + q_ld + work + source_bytes + 9 * 64;
         scratch(bytes, |mem| {
             #[cfg(target_arch = "x86_64")]
