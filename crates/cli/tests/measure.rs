@@ -126,6 +126,9 @@ fn speed_is_reported_whatever_it_is() {
     }
     assert_eq!((&found["inter_token_ms"]["count"], &found["depth"]), (&6.into(), &40.into()));
     assert!(found["bandwidth_share"].as_f64().unwrap() > 0.0);
+    // Three tokens, four experts each, in five of six layers.
+    let experts: Vec<u64> = found["distinct_experts"].as_array().unwrap().iter().map(|n| n.as_u64().unwrap()).collect();
+    assert!(experts.len() == 5 && experts.iter().all(|n| (4..=12).contains(n)), "{experts:?}");
     // bf16 latents of 40 tokens and half of those generated.
     assert_eq!(found["kv_bytes_per_token"], 41 * 6 * 160 * 2);
     assert!(found["note"].as_str().unwrap().contains("stays in the caches"));

@@ -1,19 +1,16 @@
 //! How far a quantised model's predictions are from the original's.
 
+use crate::routing::{self, BLOCK, STEP, Sets};
 use crate::stats::quantile;
 use crate::{Error, Protocol, Result};
-use marlin_backend::{Backend, Observer, SequenceStep, Step, Token};
+use marlin_backend::{Backend, SequenceStep, Step, Token};
 use marlin_cpu::Pool;
 use marlin_models::Model;
 use serde::{Deserialize, Serialize};
-use std::sync::{Mutex, OnceLock, PoisonError};
+use std::sync::OnceLock;
 
 /// Bytes of logits of both models together that are held at once.
 const LOGITS: usize = 256 << 20;
-/// Tokens of a step at most.
-const STEP: usize = 512;
-/// Tokens of a block of KV memory.
-const BLOCK: usize = 32;
 
 /// One position's two predictions compared.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -194,45 +191,6 @@ pub struct Side<'a, B: Backend> {
     pub model: &'a Model<B>,
 }
 
-/// Experts of each row of a step, ascending, layer after layer.
-type Sets = Vec<Vec<Vec<u32>>>;
-
-/// Remembers which experts each row of a step was sent to.
-#[derive(Default)]
-struct Choices(Mutex<Sets>);
-
-impl<B: Backend> Observer<B> for Choices {
-    fn linear(&self, _: &B, _: &B::Linear, _: &B::Tensor, _: &B::Tensor) -> marlin_backend::Result<()> {
-        Ok(())
-    }
-
-    fn routing(&self, _: &B, _: &B::Linear, choices: &[Vec<(u32, f32)>]) -> marlin_backend::Result<()> {
-        let set = |row: &Vec<(u32, f32)>| {
-            let mut experts: Vec<u32> = row.iter().map(|c| c.0).collect();
-            experts.sort_unstable();
-            experts
-        };
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).push(choices.iter().map(set).collect());
-        Ok(())
-    }
-}
-
-impl<B: Backend> Side<'_, B> {
-    fn sparse(&self) -> bool {
-        self.model.report().modules.iter().any(|(name, _)| name.contains(".experts."))
-    }
-
-    /// Logits of the step's outputs, and each layer's sets of experts for all rows if `watched`.
-    fn step(&self, step: &Step, kv: &B::Kv, watched: bool) -> marlin_engine::Result<(Vec<f32>, Sets)> {
-        let (b, choices) = (self.backend, Choices::default());
-        let batch = b.begin(step, kv, None)?;
-        let observer: Option<&dyn Observer<B>> = if watched { Some(&choices) } else { None };
-        let logits = self.model.forward(b, &batch, kv, observer)?;
-        b.submit()?;
-        Ok((b.read(&logits)?, choices.0.into_inner().unwrap_or_else(PoisonError::into_inner)))
-    }
-}
-
 /// Counts of changed sets of experts.
 #[derive(Default)]
 struct Flipped {
@@ -295,7 +253,7 @@ pub fn kld<B: Backend>(
     let engine = marlin_engine::Error::from;
     let kv = |side: &Side<'_, B>| side.backend.kv(side.model.kv_spec(BLOCK, blocks)).map_err(engine);
     let kvs = [kv(reference)?, kv(quantised)?];
-    let watched = reference.sparse() && quantised.sparse();
+    let watched = routing::sparse(reference.model) && routing::sparse(quantised.model);
     let rows_at_once = (LOGITS / (4 * (widths[0] + widths[1])).max(1)).clamp(1, STEP);
     let total: usize = spans.iter().map(|s| s.end - s.scored).sum();
     let mut found: Vec<Divergence> = Vec::with_capacity(total);
@@ -319,8 +277,10 @@ pub fn kld<B: Backend>(
                 sequences: vec![SequenceStep { cached: done, len, blocks: (0..blocks as u32).collect() }],
                 outputs: outputs.clone(),
             };
-            let (p, sets_p) = reference.step(&step, &kvs[0], watched)?;
-            let (q, sets_q) = quantised.step(&step, &kvs[1], watched)?;
+            let forward =
+                |side: &Side<'_, B>, kv: &B::Kv| routing::forward(side.backend, side.model, &step, kv, watched);
+            let (p, sets_p) = forward(reference, &kvs[0])?;
+            let (q, sets_q) = forward(quantised, &kvs[1])?;
             flipped.add(&[sets_p, sets_q], &outputs);
             let slots: Vec<OnceLock<Divergence>> = outputs.iter().map(|_| OnceLock::new()).collect();
             let right = &tokens[span.start + done + 1..];

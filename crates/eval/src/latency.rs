@@ -1,9 +1,9 @@
 //! Speed: prefill and decode, over warm-up and repeats.
 
-use crate::{Error, Result, Summary};
+use crate::{Error, Result, Summary, routing};
 use marlin_backend::Backend;
 use marlin_backend::sampling::mix;
-use marlin_engine::{Engine, Event, FinishReason, Request, Sampling};
+use marlin_engine::{Engine, Event, FinishReason, Request};
 use serde::Serialize;
 use std::time::Instant;
 
@@ -43,12 +43,17 @@ pub struct Latency {
     pub time_to_first_token_ms: Option<Summary>,
     /// Milliseconds between tokens, all of all rounds.
     pub inter_token_ms: Option<Summary>,
+    /// Of a mixture: how many different experts of each layer the timed tokens of the last round were sent to. Few of
+    /// them, and caches help.
+    pub distinct_experts: Vec<usize>,
 }
 
 /// One request: seconds to the first token, then of each further one.
 struct Round {
     first: f64,
     later: Vec<f64>,
+    /// The prompt and what was generated.
+    tokens: Vec<u32>,
 }
 
 /// Times `engine`, whose prefix cache should be off. `progress` hears how many of how many rounds are done and may stop
@@ -67,6 +72,7 @@ pub fn latency<B: Backend>(
     }
     let total = warmup + repeats;
     let (mut prefill, mut decode, mut firsts, mut between) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+    let mut last = Vec::new();
     for number in 0..total {
         if !progress(number, total) {
             return Err(Error::Stopped);
@@ -77,7 +83,11 @@ pub fn latency<B: Backend>(
         };
         let later = match generate {
             0 => Vec::new(),
-            _ => round(engine, depth.max(1), generate, number, &mut || progress(number, total))?.later,
+            _ => {
+                let round = round(engine, depth.max(1), generate, number, &mut || progress(number, total))?;
+                last = round.tokens;
+                round.later
+            }
         };
         if number < warmup {
             continue;
@@ -91,6 +101,12 @@ pub fn latency<B: Backend>(
             between.extend(later.iter().map(|s| 1e3 * s));
         }
     }
+    // The last token was an answer only.
+    last.pop();
+    let distinct_experts = match routing::sparse(engine.model()) && !last.is_empty() {
+        true => routing::distinct(engine.backend().as_ref(), engine.model(), &last, depth.max(1))?,
+        false => Vec::new(),
+    };
     progress(total, total);
     let some = |values: &[f64]| (!values.is_empty()).then(|| Summary::of(values));
     Ok(Latency {
@@ -103,6 +119,7 @@ pub fn latency<B: Backend>(
         decode_tokens_per_second: some(&decode),
         time_to_first_token_ms: some(&firsts),
         inter_token_ms: some(&between),
+        distinct_experts,
     })
 }
 
@@ -117,10 +134,8 @@ fn round<B: Backend>(
 ) -> Result<Round> {
     let vocab = engine.vocab().max(1) as u64;
     // Arbitrary tokens, so that a mixture's experts are all used.
-    let tokens = (0..prompt as u64).map(|i| (mix(i ^ (seed as u64) << 32) % vocab) as u32).collect();
-    // Random weights soon go round in circles, with experts that the caches know: hardly a token comes twice.
-    let sampling = Sampling { repetition_penalty: 100.0, ..Sampling::default() };
-    let request = Request { max_tokens: Some(later + 1), ignore_eos: true, sampling, ..Request::new(tokens) };
+    let mut tokens: Vec<u32> = (0..prompt as u64).map(|i| (mix(i ^ (seed as u64) << 32) % vocab) as u32).collect();
+    let request = Request { max_tokens: Some(later + 1), ignore_eos: true, ..Request::new(tokens.clone()) };
     let start = Instant::now();
     let id = engine.submit(request)?;
     let mut times = Vec::with_capacity(later + 1);
@@ -132,13 +147,16 @@ fn round<B: Backend>(
         }
         for event in engine.step()? {
             match event {
-                Event::Token(t) if t.id == id => times.push(start.elapsed().as_secs_f64()),
+                Event::Token(t) if t.id == id => {
+                    times.push(start.elapsed().as_secs_f64());
+                    tokens.push(t.token);
+                }
                 Event::Finished(f) if f.id == id => {
                     if let FinishReason::Error(why) = f.reason {
                         return Err(Error::setting("engine", "an answer", why));
                     }
                     let later = times.windows(2).map(|w| w[1] - w[0]).collect();
-                    return Ok(Round { first: times.first().copied().unwrap_or(f64::NAN), later });
+                    return Ok(Round { first: times.first().copied().unwrap_or(f64::NAN), later, tokens });
                 }
                 _ => {}
             }

@@ -16,6 +16,7 @@ pub mod kld;
 pub mod latency;
 pub mod machine;
 pub mod ppl;
+mod routing;
 pub mod stats;
 pub mod values;
 

@@ -182,6 +182,9 @@ impl Report {
         let after = if l.depth > 0 { format!(" after {}", l.depth) } else { String::new() };
         row(format!("decode {} tokens{after}, tok/s", l.generated_tokens), &l.decode_tokens_per_second);
         row("between tokens, ms".to_owned(), &l.inter_token_ms);
+        if let (Some(least), Some(most)) = (l.distinct_experts.iter().min(), l.distinct_experts.iter().max()) {
+            out += &format!("different experts of a layer in {} tokens: {least} to {most}\n", l.generated_tokens);
+        }
         let (all, weights, kv) = (self.weight_bytes, self.weight_bytes_per_token, self.kv_bytes_per_token);
         out += &format!("weights {}; read per token: {} of them and {} of KV", bytes(all), bytes(weights), bytes(kv));
         if let (Some(achieved), Some(share)) = (self.decode_bytes_per_second, self.bandwidth_share) {
