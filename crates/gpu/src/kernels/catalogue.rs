@@ -59,6 +59,22 @@ pub fn catalogue() -> Vec<Entry> {
     all
 }
 
+/// The same of what needs tensor cores.
+pub fn tensor_catalogue() -> Vec<Entry> {
+    let mut all = Vec::new();
+    for parts in [Parts::Bytes, Parts::Halves] {
+        all.extend([1, 128].map(|block| PackRows { parts, block }.entry()));
+    }
+    for bits in 1..=8 {
+        let book = Book([Codebook::Mul1, Codebook::Mcg, Codebook::ThreeInst][bits as usize % 3]);
+        all.push(TrellisStream::of(bits, Book(Codebook::Mul1), 1, [128, 128], false).entry());
+        all.push(TrellisStream::of(bits, book, 4, [1, 1], true).entry());
+    }
+    all.push(TrellisStream::of(3, Book(Codebook::ThreeInst), 1, [128, 128], false).entry());
+    all.extend([8, 16].map(|m| TrellisStream::of(3, Book(Codebook::Mul1), m, [1, 128], false).entry()));
+    all
+}
+
 /// Types of weights, each way of storing codes and factors at least once.
 pub fn weight_types() -> Vec<WeightType> {
     let grouped = |bits, map, vector, scale, outer, zero, minimum, minimum_outer| WeightType::Grouped {

@@ -10,14 +10,16 @@ mod elementwise;
 mod linear;
 mod norm;
 mod route;
+mod stream;
 mod weights;
 
 pub use attention::*;
-pub use catalogue::{catalogue, weight_types};
+pub use catalogue::{catalogue, tensor_catalogue, weight_types};
 pub use elementwise::*;
 pub use linear::*;
 pub use norm::*;
 pub use route::*;
+pub use stream::*;
 pub use weights::*;
 
 use std::collections::BTreeMap;
@@ -236,5 +238,9 @@ pub(crate) fn structures(file: &str) -> Vec<Structures> {
     }
     each!(RmsNorm Around Swiglu Add Gated Columns Gather Combine Rope KvAppend Attention LatentProject Route Argmax);
     each!(DecodeRows Gemv TrellisGemv Gemm TrellisGemm SimpleLinear SimpleTrellis);
+    each!(PackRows TrellisStream);
+    if file == PackRows::FILE {
+        found.push(TrellisStream::structures());
+    }
     found
 }
