@@ -67,15 +67,20 @@ uint16_t fences[MAX_THREADS / LANES];
 size_t threadgroup_bytes, threadgroup_limit;
 void *scheduler;
 
-// What a group showed to others when it came to a counter: all accesses of its threads before this barrier. And which groups
-// the one that runs has seen so, and since which barrier.
+// What a simdgroup showed to others when it came to a counter: its own accesses, and all of its group's before the last barrier. And
+// which the one that runs has seen so.
 struct Shown {
   const void *counter;
   uint32_t group, epoch;
+  uint16_t simd;
 };
-std::vector<Shown> shown, seen;
-uint32_t seen_epoch;
-uint16_t seen_thread;
+struct Seen {
+  Shown what;
+  uint32_t epoch;
+  uint16_t simd;
+};
+std::vector<Shown> shown;
+std::vector<Seen> seen;
 bool failed;
 char *message;
 size_t capacity;
@@ -294,9 +299,10 @@ Region *find(uintptr_t at, size_t size) {
 
 bool before(bool threadgroup, uint32_t by_group, uint16_t by_thread, uint32_t epoch, uint16_t fence) {
   if (by_group != serial) {
-    if (threadgroup || (device_epoch <= seen_epoch && current != seen_thread)) return false;
-    for (const Shown &s : seen)
-      if (s.group == by_group && epoch < s.epoch) return true;
+    for (const Seen &s : seen)
+      if (!threadgroup && s.what.group == by_group && (epoch < s.what.epoch || (by_thread / LANES == s.what.simd && epoch <= s.what.epoch)) &&
+          (s.epoch < device_epoch || s.simd == current / LANES))
+        return true;
     return false;
   }
   if (by_thread == current) return true;
@@ -525,8 +531,8 @@ extern "C" void *sim_shared(int index, unsigned long bytes) {
   return threadgroup_memory[index];
 }
 
-// The group has come to `counter`: what its threads did before their last barrier is shown to those that come later, which see
-// it after their next. Whether it is the last of `count`; then the counter is 0 again.
+// The simdgroup has come to `counter`: what it did, and its group before the last barrier, is shown to those that come later. Whether it
+// is the last of `count`; then the counter is 0 again.
 extern "C" bool sim_last_to_come(unsigned *counter, unsigned count) {
   const uintptr_t at = reinterpret_cast<uintptr_t>(counter);
   const Region *r = find(at, sizeof *counter);
@@ -535,10 +541,8 @@ extern "C" bool sim_last_to_come(unsigned *counter, unsigned count) {
     return false;
   }
   for (const Shown &s : shown)
-    if (s.counter == counter) seen.push_back(s);
-  seen_epoch = device_epoch;
-  seen_thread = uint16_t(current);
-  shown.push_back({counter, serial, device_epoch});
+    if (s.counter == counter) seen.push_back({s, device_epoch, uint16_t(current / LANES)});
+  shown.push_back({counter, serial, device_epoch, uint16_t(current / LANES)});
   const bool last = *counter == count - 1;
   if (*counter >= count) wrong("%u groups have come to a counter of %u", *counter, count);
   *counter = last ? 0 : *counter + 1;

@@ -115,6 +115,7 @@ impl Simulated {
             architecture: "host".into(),
             driver: env!("SIM_COMPILER").into(),
             memory: 1 << 32,
+            cores: 2,
             longest_buffer: 1 << 31,
         };
         Self { info, order, memory: Mutex::default(), functions: Mutex::default() }

@@ -9,11 +9,10 @@ template <int BLOCK, int VALUES> FN void rotate(THREAD float *v, uint lane) {
         v[i + stride] = a - b;
       }
     }
-  UNROLL for (uint mask = 1; mask < 32 && mask * VALUES < BLOCK; mask *= 2)
-    UNROLL for (int i = 0; i < VALUES; i++) {
-      const float other = lane_xor(v[i], mask);
-      v[i] = (lane & mask) != 0 ? other - v[i] : v[i] + other;
-    }
+  UNROLL for (uint mask = 1; mask < 32 && mask * VALUES < BLOCK; mask *= 2) {
+    const float sign = (lane & mask) != 0 ? -1.0f : 1.0f;
+    UNROLL for (int i = 0; i < VALUES; i++) v[i] = fma_f32(v[i], sign, lane_xor(v[i], mask));
+  }
 }
 
 // INPUT:  y[row][i] = rotated x[row][order[i]] * scale[i], for i < width; inputs beyond x_width are zero.

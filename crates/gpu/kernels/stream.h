@@ -111,6 +111,9 @@ FN void finish_outputs(THREAD float *v, DEVICE const float *scale, DEVICE const 
 // Sums of rows 4 j .. of a column over the simdgroups that share its outputs (SHARED of them), to the outputs or to memory for the group that
 // comes last. All threads call it, after a barrier behind which `part` is written.
 enum { PART_LINE = 136 };
+template <int M> struct Part {
+  enum { SIZE = 4 * (M < 4 ? M : 4) * PART_LINE };
+};
 template <int SHARED>
 FN void sum_part(THREADGROUP const float *part, uint row, uint rows, uint lane, THREAD float *v) {
   UNROLL for (int i = 0; i < 4; i++) v[i] = 0.0f;
@@ -127,42 +130,43 @@ FN void sum_part(THREADGROUP const float *part, uint row, uint rows, uint lane, 
 // sums of rows 4 j .. 4 j + 3.
 template <int M, int SHARED, int BLOCK, bool BIAS, class Sums>
 FN void end_column(Where at, THREAD const Sums &sums, uint column, bool whole, DEVICE const float *scale, DEVICE const float *bias, DEVICE float *parts,
-                   DEVICE uint *tickets, DEVICE float *y, CONSTANT StreamArgs &a, THREADGROUP float *part, THREADGROUP uint *flag) {
+                   DEVICE uint *tickets, DEVICE float *y, CONSTANT StreamArgs &a, THREADGROUP float *part) {
   enum { ROWS = M < 4 ? M : 4, STEPS = (M + 3) / 4 };
   const uint deep = round_up(a.cols, 128), total = deep * round_up(a.rows, 128), group = at.group.x;
-  const uint slot = 2 * group + (share_begin(group, a.groups, total) < column * deep ? 1 : 0);
+  const uint first = share_owner(column * deep, a.groups, total), last = share_owner(column * deep + deep - 1, a.groups, total);
+  const uint slot = 2 * group + (group == first && share_begin(group, a.groups, total) < column * deep ? 1 : 0);
   UNROLL for (int j = 0; j < STEPS; j++) {
     group_barrier();  // nobody reads the sums before
     sums.write(part, j, at.simd, at.lane);
     group_barrier();
+    // A simdgroup sums a row up, while the others go on with the next column. Rows are counted by themselves.
+    if (at.simd >= ROWS) continue;
     const uint row = 4 * j + at.simd;
-    if (at.simd < ROWS) {
-      float v[4];
-      sum_part<SHARED>(part, at.simd, ROWS, at.lane, v);
-      if (whole) {
-        finish_outputs<BLOCK, BIAS>(v, scale, bias, y, a, row, column, at.lane);
-      } else {
-        float4 out;
-        out.x = v[0];
-        out.y = v[1];
-        out.z = v[2];
-        out.w = v[3];
-        *(DEVICE float4 *)(parts + (slot * M + row) * 128 + 4 * at.lane) = out;
+    float v[4];
+    sum_part<SHARED>(part, at.simd, ROWS, at.lane, v);
+    if (!whole) {
+      float4 out;
+      out.x = v[0];
+      out.y = v[1];
+      out.z = v[2];
+      out.w = v[3];
+      *(DEVICE float4 *)(parts + (slot * M + row) * 128 + 4 * at.lane) = out;
+      if (!last_to_come(tickets + column * M + row, last - first + 1, at.lane)) continue;
+      UNROLL for (int i = 0; i < 4; i++) v[i] = 0.0f;
+      for (uint g = first; g <= last; g += 8) {
+        float4 p[8];
+        UNROLL for (int i = 0; i < 8; i++) {
+          const uint from = 2 * (g + i) + (g + i == first && share_begin(first, a.groups, total) < column * deep ? 1 : 0);
+          p[i].x = p[i].y = p[i].z = p[i].w = 0.0f;
+          if (g + i <= last) p[i] = from_others(parts + (from * M + row) * 128 + 4 * at.lane);
+        }
+        UNROLL for (int i = 0; i < 8; i++) {
+          v[0] += p[i].x;
+          v[1] += p[i].y;
+          v[2] += p[i].z;
+          v[3] += p[i].w;
+        }
       }
-    }
-  }
-  if (whole) return;  // the same for all threads
-  const uint first = share_owner(column * deep, a.groups, total), last = share_owner(column * deep + deep - 1, a.groups, total);
-  if (!last_to_come(tickets + column, last - first + 1, at.thread_, flag)) return;
-  for (uint row = at.simd; row < uint(M); row += STREAM_SIMDS) {
-    float v[4] = {0.0f, 0.0f, 0.0f, 0.0f};
-    for (uint g = first; g <= last; g++) {
-      const uint from = 2 * g + (share_begin(g, a.groups, total) < column * deep ? 1 : 0);
-      const float4 p = from_others(parts + (from * M + row) * 128 + 4 * at.lane);
-      v[0] += p.x;
-      v[1] += p.y;
-      v[2] += p.z;
-      v[3] += p.w;
     }
     finish_outputs<BLOCK, BIAS>(v, scale, bias, y, a, row, column, at.lane);
   }

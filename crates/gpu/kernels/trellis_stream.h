@@ -17,12 +17,14 @@ template <int CODEBOOK> FN uint state_pair(uint s, uint t) {
   return add_pairs(pick_bytes(a, b, 0x5410u), pick_bytes(a, b, 0x7632u));
 }
 
-// As trellis_state, with shifts by less than a byte shared by codes, and picking bytes for the rest.
-template <int K> FN uint stream_state(THREAD const uint *w, int c) {
-  const int end = (c + 1) * K, h = (end - 1) / 16, shift = 16 * h + 16 - end;
+// As trellis_state: a shift to the next byte, which codes share, and bytes picked. Shifts are products with `powers` (2^i), which
+// the compiler does not know, for the units that multiply have less to do than those that shift.
+template <int K> FN uint stream_state(THREAD const uint *w, int c, CONSTANT StreamArgs &a) {
+  const int end = (c + 1) * K, h = (end - 1) / 16, shift = 16 * h + 16 - end, up = (8 - shift % 8) % 8;
   const uint view = (h & 1) != 0 ? w[h / 2 + 1] : pick_bytes(w[h / 2 + 1], w[h / 2], 0x5432u);
-  if (K % 2 == 1 && c % 2 == 1) return pick_bytes(view << (16 - shift), 0u, 0x4432u);
-  return pick_bytes(view >> (shift & 7), 0u, shift < 8 ? 0x4410u : 0x4421u);
+  const uint first = shift / 8 + (up != 0 ? 1 : 0);
+  const uint moved = up == 0 ? view : K % 2 == 1 && c % 4 == 3 ? view << up : view * a.powers[up];
+  return pick_bytes(moved, 0u, first == 0 ? 0x4410u : first == 1 ? 0x4421u : 0x4432u);
 }
 
 template <int M> struct TrellisSums {
@@ -76,14 +78,14 @@ template <int PARTS, int STEPS> struct TrellisInputs {
 
 // Adds a tile's products: words w[1..K] of this lane, w[0] before them.
 template <int K, int CODEBOOK, int PARTS, int STEPS>
-FN void trellis_tile(THREAD const uint *w, THREAD const TrellisInputs<PARTS, STEPS> &in, THREAD const float *scale, THREAD float (*acc)[STEPS]) {
+FN void trellis_tile(THREAD const uint *w, THREAD const TrellisInputs<PARTS, STEPS> &in, THREAD const float *scale, THREAD float (*acc)[STEPS], CONSTANT StreamArgs &a) {
   if (PARTS == BYTES) {
     int c[STEPS][4];
     UNROLL for (int j = 0; j < STEPS; j++) UNROLL for (int e = 0; e < 4; e++) c[j][e] = 0;
     UNROLL for (int i = 0; i < 4; i++)
       UNROLL for (int h = 0; h < 2; h++) {
         uint s[4];
-        UNROLL for (int e = 0; e < 4; e++) s[e] = stream_state<K>(w, 8 * i + 2 * e + h) * 0x83DCD12Du;
+        UNROLL for (int e = 0; e < 4; e++) s[e] = stream_state<K>(w, 8 * i + 2 * e + h, a) * 0x83DCD12Du;
         UNROLL for (int j = 0; j < STEPS; j++) mma_bytes(c[j], s[0], s[2], s[1], s[3], in.b[j][2 * i + h], in.b[j][2 * i + h + 8]);
       }
     UNROLL for (int j = 0; j < STEPS; j++) {
@@ -95,7 +97,7 @@ FN void trellis_tile(THREAD const uint *w, THREAD const TrellisInputs<PARTS, STE
     UNROLL for (int j = 0; j < STEPS; j++) UNROLL for (int e = 0; e < 4; e++) c[j][e] = 0.0f;
     UNROLL for (int i = 0; i < 4; i++) {
       uint v[4];
-      UNROLL for (int e = 0; e < 4; e++) v[e] = state_pair<CODEBOOK>(stream_state<K>(w, 8 * i + 2 * e), stream_state<K>(w, 8 * i + 2 * e + 1));
+      UNROLL for (int e = 0; e < 4; e++) v[e] = state_pair<CODEBOOK>(stream_state<K>(w, 8 * i + 2 * e, a), stream_state<K>(w, 8 * i + 2 * e + 1, a));
       UNROLL for (int j = 0; j < STEPS; j++) mma_halves(c[j], v[0], v[2], v[1], v[3], in.b[j][i], in.b[j][i + 4]);
     }
     UNROLL for (int j = 0; j < STEPS; j++) {
@@ -109,11 +111,10 @@ template <int K, int CODEBOOK, int PARTS, int M, int RING, int BLOCKS, int IN, i
 FN void trellis_stream(Where at, DEVICE const uint *words, DEVICE const float *x, DEVICE const float *scale_in, DEVICE const uint *packed,
                        DEVICE const float *packed_info, DEVICE const float *scale_out, DEVICE const float *bias, DEVICE float *parts,
                        DEVICE uint *tickets, DEVICE float *y, CONSTANT StreamArgs &a, THREADGROUP uint *mem) {
-  enum { STEPS = (M + 3) / 4, ROWS = M < 4 ? M : 4, LINE = 16 * K + RING_PAD, PIECE = 4 * LINE, COPIES = (K + 1) / 2, WIDTH = PARTS == BYTES ? 4 : 8 };
+  enum { STEPS = (M + 3) / 4, LINE = 16 * K + RING_PAD, PIECE = 4 * LINE, COPIES = (K + 1) / 2, WIDTH = PARTS == BYTES ? 4 : 8 };
   THREADGROUP uint *ring = mem + at.simd * (RING * PIECE);
   THREADGROUP float *part = (THREADGROUP float *)(mem + STREAM_SIMDS * RING * PIECE);
-  THREADGROUP uint *flag = mem + STREAM_SIMDS * RING * PIECE + 4 * ROWS * PART_LINE;
-  THREADGROUP uint *own = flag + 4;                                                   // [BLOCKS][2][4][2][WIDTH]
+  THREADGROUP uint *own = mem + STREAM_SIMDS * RING * PIECE + Part<M>::SIZE;                                                   // [BLOCKS][2][4][2][WIDTH]
   THREADGROUP float *own_info = (THREADGROUP float *)(own + BLOCKS * 16 * WIDTH);     // [BLOCKS][2][2]
   const uint g = at.lane / 4, q = at.lane % 4, across = a.rows / 16, deep = a.cols / 128, total = deep * (a.rows / 128);
   const uint begin = share_begin(at.group.x, a.groups, total), end = share_begin(at.group.x + 1, a.groups, total);
@@ -122,31 +123,39 @@ FN void trellis_stream(Where at, DEVICE const uint *words, DEVICE const float *x
   // Pieces in the order of their use: half blocks 2 begin + simd / 2, + 4, ...; two pieces each.
   const uint first = 2 * begin + at.simd / 2, stop = 2 * end;
   const uint count = first < stop ? round_up(stop - first, 4) * 2 : 0;
+  const uint tile_line = across * 8 * K;  // words of a row of tiles
   uint from[COPIES], to[COPIES];
   UNROLL for (int i = 0; i < COPIES; i++) {
     const uint n = at.lane + 32 * i, row = n / (4 * K), word = n % (4 * K) * 4;
-    from[i] = row * across * 8 * K + word;
-    to[i] = row * LINE + word;
+    from[i] = row * tile_line + word;
+    to[i] = (row * LINE + word) * 4;
   }
-  uint ahead_row = first % (2 * deep), ahead_column = first / (2 * deep), ahead = 0, ahead_slot = 0;
-  const uint side = at.simd % 2 * 4;
-#define AHEAD()                                                                                                          \
-  {                                                                                                                      \
-    if (ahead < count) {                                                                                                 \
-      DEVICE const uint *p = words + ((ahead_row * 4) * across + ahead_column * 8 + side + ahead % 2 * 2) * 8 * K;       \
-      UNROLL for (int i = 0; i < COPIES; i++)                                                                            \
-        if (K % 2 == 0 || i + 1 < COPIES || at.lane < 16) copy_16(ring + ahead_slot * PIECE + to[i], p + from[i], true); \
-      if (ahead % 2 == 1) ahead_row += 4;                                                                                \
-      while (ahead_row >= 2 * deep) {                                                                                    \
-        ahead_row -= 2 * deep;                                                                                           \
-        ahead_column++;                                                                                                  \
-      }                                                                                                                  \
-      ahead++;                                                                                                           \
-      ahead_slot = ahead_slot + 1 == RING ? 0 : ahead_slot + 1;                                                          \
-    }                                                                                                                    \
-    copies_end();                                                                                                        \
+  const uint place = copy_place(ring);
+  uint ahead_half = first % (2 * deep), ahead = 0, ahead_place = place;
+  // Words from the beginning; a matrix has fewer than 2^32 of them.
+  uint ahead_word = ahead_half * 4 * tile_line + (first / (2 * deep) * 8 + at.simd % 2 * 4) * 8 * K;
+  // The next half block of a simdgroup is four further down, or in the next column.
+#define AHEAD(SECOND)                                                                                        \
+  {                                                                                                          \
+    const bool there = ahead < count;                                                                        \
+    UNROLL for (int i = 0; i < COPIES; i++)                                                                  \
+      if (K % 2 == 0 || i + 1 < COPIES || at.lane < 16)                                                      \
+        copy_16(ahead_place + to[i], words + (ahead_word + from[i]), there);                                 \
+    copies_end();                                                                                            \
+    if (SECOND) {                                                                                            \
+      ahead_half += 4;                                                                                       \
+      const bool next = ahead_half >= 2 * deep;                                                              \
+      ahead_half -= next ? 2 * deep : 0;                                                                     \
+      ahead_word += 16 * tile_line - 16 * K;                                                                 \
+      ahead_word -= next ? 8 * deep * tile_line - 64 * K : 0;                                                \
+    } else {                                                                                                 \
+      ahead_word += 16 * K;                                                                                  \
+    }                                                                                                        \
+    ahead++;                                                                                                 \
+    ahead_place += 4 * PIECE;                                                                                \
+    ahead_place = ahead_place == place + 4 * RING * PIECE ? place : ahead_place;                             \
   }
-  UNROLL for (int i = 0; i + 1 < RING; i++) AHEAD()
+  UNROLL for (int i = 0; i + 1 < RING; i++) AHEAD(i % 2 == 1)
 
   if (M == 1) {
     const uint blocks = end - begin < deep ? end - begin : deep;
@@ -158,13 +167,14 @@ FN void trellis_stream(Where at, DEVICE const uint *words, DEVICE const float *x
     group_barrier();
   }
 
+  THREADGROUP const uint *now = ring;
   TrellisSums<M> sums;
   sums.clear();
-  uint half = first, slot = 0, own_half = at.simd / 2;  // own_half: half - 2 begin, in turns of a whole column
+  uint half = first, own_half = at.simd / 2;  // own_half: half - 2 begin, in turns of a whole column
   for (uint column = begin / deep; column * deep < end; column++) {
     const uint column_end = (column + 1) * deep < end ? (column + 1) * deep : end;
     for (; half < 2 * column_end; half += 4) {
-      while (own_half >= 2 * deep) own_half -= 2 * deep;
+      own_half -= own_half >= 2 * deep ? 2 * deep : 0;
       const uint in_half = half - 2 * column * deep;
       TrellisInputs<PARTS, STEPS> in;
       float scale[STEPS];
@@ -183,9 +193,9 @@ FN void trellis_stream(Where at, DEVICE const uint *words, DEVICE const float *x
       UNROLL for (int s = 0; s < 2; s++) {
         copies_but<RING - 2>();
         simd_fence();  // the piece is there, and nobody reads the one before any more
-        AHEAD()
+        AHEAD((s + RING - 1) % 2 == 1)
         UNROLL for (int t = 0; t < 2; t++) {
-          THREADGROUP const uint *tile = ring + slot * PIECE + q * LINE + t * 8 * K;
+          THREADGROUP const uint *tile = now + q * LINE + t * 8 * K;
           uint w[K + 1];
           w[0] = tile[((g + 7) % 8) * K + K - 1];
           if (K % 4 == 0) {
@@ -205,14 +215,14 @@ FN void trellis_stream(Where at, DEVICE const uint *words, DEVICE const float *x
           } else {
             UNROLL for (int i = 0; i < K; i++) w[i + 1] = tile[g * K + i];
           }
-          trellis_tile<K, CODEBOOK, PARTS, STEPS>(w, in, scale, sums.acc[2 * s + t]);
+          trellis_tile<K, CODEBOOK, PARTS, STEPS>(w, in, scale, sums.acc[2 * s + t], a);
         }
-        slot = slot + 1 == RING ? 0 : slot + 1;
+        now = now + PIECE == ring + RING * PIECE ? ring : now + PIECE;
       }
       own_half += 4;
     }
     const bool whole = column * deep >= begin && (column + 1) * deep <= end;
-    end_column<M, 4, OUT, BIAS>(at, sums, column, whole, scale_out, bias, parts, tickets, y, a, part, flag);
+    end_column<M, 4, OUT, BIAS>(at, sums, column, whole, scale_out, bias, parts, tickets, y, a, part);
     sums.clear();
   }
 #undef AHEAD

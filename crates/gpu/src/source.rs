@@ -103,10 +103,11 @@ const FILES: &[(&str, &str)] = &[
     ("simple.h", include_str!("../kernels/simple.h")),
     ("stream.h", include_str!("../kernels/stream.h")),
     ("trellis_stream.h", include_str!("../kernels/trellis_stream.h")),
+    ("grouped_stream.h", include_str!("../kernels/grouped_stream.h")),
 ];
 
 /// Files whose kernels need tensor cores: not for Metal.
-const TENSOR: &[&str] = &["stream.h", "trellis_stream.h"];
+const TENSOR: &[&str] = &["stream.h", "trellis_stream.h", "grouped_stream.h"];
 
 /// What a file uses besides the preludes.
 fn needs(file: &str) -> &'static [&'static str] {
@@ -114,6 +115,7 @@ fn needs(file: &str) -> &'static [&'static str] {
         "gemv.h" => &["weights.h"],
         "gemm.h" | "simple.h" => &["weights.h", "trellis.h"],
         "stream.h" => &["hadamard.h"],
+        "grouped_stream.h" => &["hadamard.h", "weights.h", "stream.h"],
         "trellis_stream.h" => &["hadamard.h", "trellis.h", "stream.h"],
         _ => &[],
     }
@@ -213,8 +215,9 @@ fn entry_point(target: Target, e: &Entry) -> String {
                 format!("{element} *shared{i} = ({element} *)sim_shared({i}, sizeof({element}) * {length})")
             });
             let more = if e.needs_tensor_cores() { "  sim_more_shared();\n" } else { "" };
-            let body =
-                format!("{more}{buffers}  const {arguments} &arguments = *(const {arguments} *)buffers[{last}];\n{arrays}");
+            let body = format!(
+                "{more}{buffers}  const {arguments} &arguments = *(const {arguments} *)buffers[{last}];\n{arrays}"
+            );
             (head, body, "here()")
         }
     };

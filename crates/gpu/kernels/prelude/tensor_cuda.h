@@ -21,9 +21,10 @@ FN void mma_halves(THREAD float *c, uint a0, uint a1, uint a2, uint a3, uint b0,
 }
 
 // 16 bytes from device memory to threadgroup memory on their way, zeros if they are not there; they have arrived when all but the last
-// N groups of copies of this lane have.
-FN void copy_16(THREADGROUP uint *to, DEVICE const uint *from, bool there) {
-  asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16, %2;" ::"r"(threadgroup_address(to)), "l"(from), "r"(there ? 16 : 0) : "memory");
+// N groups of copies of this lane have. `to` is a place of copy_place.
+FN uint copy_place(THREADGROUP const uint *p) { return threadgroup_address(p); }
+FN void copy_16(uint to, DEVICE const uint *from, bool there) {
+  asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(there ? 16 : 0) : "memory");
 }
 FN void copies_end() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 template <int N> FN void copies_but() { asm volatile("cp.async.wait_group %0;" ::"n"(N) : "memory"); }
@@ -48,17 +49,17 @@ FN uint pick_signs(uint a, uint b, uint which) {
 }
 FN int round_to_int(float v) { return __float2int_rn(v); }
 
-// One more group has come to `counter`; whether it is the last of `count`, which then sees what all others wrote before. The counter
-// is 0 again afterwards. All threads call it; `flag` is theirs.
-FN bool last_to_come(DEVICE uint *counter, uint count, uint thread_, THREADGROUP uint *flag) {
-  __syncthreads();
-  if (thread_ == 0) {
+// One more simdgroup has come to `counter`; whether it is the last of `count`, which then sees what the others wrote before they came. The
+// counter is 0 again afterwards. All lanes call it.
+FN bool last_to_come(DEVICE uint *counter, uint count, uint lane) {
+  uint before = 0;
+  __syncwarp();
+  if (lane == 0) {
     __threadfence();
-    *flag = atomicInc(counter, count - 1) == count - 1;
+    before = atomicInc(counter, count - 1);
     __threadfence();
   }
-  __syncthreads();
-  return *flag != 0;
+  return __shfl_sync(~0u, before, 0) == count - 1;
 }
 // What another group wrote.
 FN float4 from_others(DEVICE const float *p) {

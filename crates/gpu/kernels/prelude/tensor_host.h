@@ -31,7 +31,11 @@ FN void mma_halves(float *c, uint a0, uint a1, uint a2, uint a3, uint b0, uint b
   }
 }
 
-FN void copy_16(uint *to, const uint *from, bool there) {
+// Places are counted from an address that every thread of a group knows.
+FN unsigned long sim_base() { return (unsigned long)sim_shared(0, 0) & ~0xFFFFul; }
+FN uint copy_place(const uint *p) { return uint((unsigned long)p - sim_base()); }
+FN void copy_16(uint place, const uint *from, bool there) {
+  uint *to = (uint *)(sim_base() + place);
   for (int i = 0; i < 4; i++) to[i] = there ? from[i] : 0u;
 }
 FN void copies_end() {}
@@ -54,10 +58,9 @@ FN uint pick_signs(uint a, uint b, uint which) {
 FN uint pick_bytes(uint a, uint b, uint which) { return pick_signs(a, b, which & 0x7777u); }
 FN int round_to_int(float v) { return int(__builtin_rintf(v)); }
 
-FN bool last_to_come(uint *counter, uint count, uint thread_, uint *flag, int line = __builtin_LINE()) {
-  sim_barrier(1, line);
-  if (thread_ == 0) *flag = sim_last_to_come(counter, count);
-  sim_barrier(1, line + 1000000);
-  return *flag != 0;
+FN bool last_to_come(uint *counter, uint count, uint lane, int line = __builtin_LINE()) {
+  sim_exchange(0, 32, line);
+  const uint last = lane == 0 ? sim_last_to_come(counter, count) : 0;
+  return sim_exchange(last, 0, line + 1000000) != 0;
 }
 FN float4 from_others(const float *p) { return *(const float4 *)p; }

@@ -9,6 +9,7 @@ mod latent;
 mod linear;
 mod product;
 mod stored;
+mod stream;
 
 use batch::Choice;
 pub use batch::{GpuBatch, GpuKv, GpuSamples};
@@ -30,6 +31,7 @@ use product::FEW_ROWS;
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use stored::{Kind, Stored};
+use stream::Scratch;
 
 /// How a [`GpuBackend`] computes.
 #[derive(Clone, Copy, Debug)]
@@ -79,6 +81,7 @@ pub struct GpuBackend {
     fallbacks: Fallbacks,
     /// What kernels are bound to that read nothing there.
     none: Slice<f32>,
+    scratch: Mutex<Scratch>,
 }
 
 impl GpuBackend {
@@ -94,7 +97,9 @@ impl GpuBackend {
     pub fn new(device: Arc<dyn Device>, options: GpuOptions) -> crate::Result<Self> {
         let gpu = Gpu::new(device, options.memory);
         let none = gpu.upload(&[0.0f32; 4])?;
-        Ok(Self { gpu, options, cpu: OnceLock::new(), plan: Mutex::default(), fallbacks: Fallbacks::default(), none })
+        let scratch = Mutex::new(Scratch::new(&gpu)?);
+        let (plan, fallbacks) = (Mutex::default(), Fallbacks::default());
+        Ok(Self { gpu, options, cpu: OnceLock::new(), plan, fallbacks, none, scratch })
     }
 
     /// The device with its memory.

@@ -26,6 +26,8 @@ pub struct Info {
     pub driver: String,
     /// Bytes of memory that the device may use.
     pub memory: usize,
+    /// Multiprocessors; 0 where that is not known.
+    pub cores: u32,
     /// The longest buffer.
     pub longest_buffer: usize,
 }

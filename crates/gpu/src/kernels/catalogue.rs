@@ -71,6 +71,14 @@ pub fn tensor_catalogue() -> Vec<Entry> {
         all.push(TrellisStream::of(bits, book, 4, [1, 1], true).entry());
     }
     all.push(TrellisStream::of(3, Book(Codebook::ThreeInst), 1, [128, 128], false).entry());
+    let args = WeightArgs { words: 4, ..WeightArgs::default() };
+    let halves = WeightArgs { scale: FactorArgs { col_shift: 4, ..FactorArgs::default() }, ..args };
+    for weight in weight_types() {
+        let each = [GroupedStream::of(weight, &args, 1, true), GroupedStream::of(weight, &halves, 4, false)];
+        for k in each.into_iter().flatten() {
+            all.extend([k.entry(), PackForCodes { weight }.entry()]);
+        }
+    }
     all.extend([8, 16].map(|m| TrellisStream::of(3, Book(Codebook::Mul1), m, [1, 128], false).entry()));
     all
 }

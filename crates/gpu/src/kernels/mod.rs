@@ -75,6 +75,12 @@ impl Field for f32 {
     }
 }
 
+impl Field for [u32; 8] {
+    fn member(name: &str) -> String {
+        format!("uint {name}[8]")
+    }
+}
+
 impl Field for [f32; 16] {
     fn member(name: &str) -> String {
         format!("float {name}[16]")
@@ -238,7 +244,7 @@ pub(crate) fn structures(file: &str) -> Vec<Structures> {
     }
     each!(RmsNorm Around Swiglu Add Gated Columns Gather Combine Rope KvAppend Attention LatentProject Route Argmax);
     each!(DecodeRows Gemv TrellisGemv Gemm TrellisGemm SimpleLinear SimpleTrellis);
-    each!(PackRows TrellisStream);
+    each!(PackRows TrellisStream PackForCodes GroupedStream);
     if file == PackRows::FILE {
         found.push(TrellisStream::structures());
     }

@@ -120,6 +120,25 @@ fn steps_down(fault: Fault, code: &str) {
     }
 }
 
+/// The kernels for tensor cores are wrong in their last value; those that every GPU has are not.
+#[test]
+fn tensor_cores_that_compute_garbage_are_replaced() {
+    for fault in [Fault::Garbage(&["trellis_stream"]), Fault::Compile(&["trellis_stream"])] {
+        let Some(device) = device(fault) else { return };
+        let b = GpuBackend::new(device, OPTIONS).unwrap();
+        let mut numbers = Numbers(13);
+        let linear = numbers.trellis(128, 256, 3, Codebook::Mul1);
+        let x = numbers.many(2 * 256);
+        let run = |w| Reference.linears(&[w], &Reference.write(2, 256, x.clone())?);
+        let expected = Reference.read(&run(&linear).unwrap()[0]).unwrap();
+        let w = b.linear(linear.clone()).unwrap();
+        assert_eq!(b.fallbacks().snapshot().total, 1, "the fault was not found");
+        let y = b.linears(&[&w], &b.write(2, 256, x.clone()).unwrap()).unwrap();
+        close("by the kernels that every GPU has", &b.read(&y[0]).unwrap(), &expected, 2e-5);
+        assert_eq!(b.fallbacks().snapshot().total, 2, "the slower path was not counted");
+    }
+}
+
 #[test]
 fn a_kernel_that_does_not_compile_is_replaced() {
     steps_down(Fault::Compile(&["gemv", "trellis_gemv"]), "kernel_compile_failed");
