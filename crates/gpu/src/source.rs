@@ -101,6 +101,7 @@ const FILES: &[(&str, &str)] = &[
     ("trellis.h", include_str!("../kernels/trellis.h")),
     ("gemm.h", include_str!("../kernels/gemm.h")),
     ("simple.h", include_str!("../kernels/simple.h")),
+    ("panel.h", include_str!("../kernels/panel.h")),
     ("stream.h", include_str!("../kernels/stream.h")),
     ("trellis_stream.h", include_str!("../kernels/trellis_stream.h")),
     ("grouped_stream.h", include_str!("../kernels/grouped_stream.h")),
@@ -114,6 +115,7 @@ fn needs(file: &str) -> &'static [&'static str] {
     match file {
         "gemv.h" => &["weights.h"],
         "gemm.h" | "simple.h" => &["weights.h", "trellis.h"],
+        "panel.h" => &["hadamard.h", "weights.h", "trellis.h"],
         "stream.h" => &["hadamard.h"],
         "grouped_stream.h" => &["hadamard.h", "weights.h", "stream.h"],
         "trellis_stream.h" => &["hadamard.h", "trellis.h", "stream.h"],

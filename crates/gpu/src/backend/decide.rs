@@ -2,6 +2,7 @@
 //! first use.
 
 use super::GpuBackend;
+use super::halves;
 use super::linear::{After, Before};
 use super::product::{FEW_ROWS, entries};
 use super::stored::Stored;
@@ -78,7 +79,8 @@ impl GpuBackend {
         highest: Rung,
         rotations: [u32; 2],
     ) -> marlin_backend::Result<Decision> {
-        let highest = if highest == Rung::Tensor && !self.streams(&w.kind) { Rung::Fast } else { highest };
+        let tensor = highest == Rung::Tensor && (self.streams(&w.kind) || self.multiplies(&w.kind));
+        let highest = if tensor { Rung::Tensor } else { highest.max(Rung::Fast) };
         let key = match highest {
             Rung::Tensor => format!("{:?} {rotations:?}", w.kind),
             _ => format!("{:?}", w.kind),
@@ -92,6 +94,9 @@ impl GpuBackend {
         if highest == Rung::Tensor {
             self.reserve(&w.kind)?;
             all.extend(stream::entries(&w.kind, rotations));
+            if self.multiplies(&w.kind) {
+                all.extend(halves::entries(&w.kind, rotations[0]));
+            }
         }
         if let Err(error) = self.gpu.prepare(&all)
             && !matches!(error, crate::Error::Compile { .. })
@@ -123,7 +128,11 @@ impl GpuBackend {
 
     fn agrees(&self, w: &Stored, samples: &Samples, rung: Rung) -> Result<bool> {
         let (cols, n) = (w.kind.cols(), w.kind.rows());
-        for batch in [1, 2, 3, 7, FEW_ROWS, FEW_ROWS + 1] {
+        let batches: &[usize] = match rung {
+            Rung::Tensor => &[1, 2, 7, FEW_ROWS, FEW_ROWS + 1],
+            _ => &[1, 2, 3, FEW_ROWS + 1],
+        };
+        for &batch in batches {
             let x = numbers(batch * cols);
             let y = self.gpu.read(&self.product(w, None, &self.gpu.upload(&x)?, batch, rung)?)?;
             if !samples.agree(&x, &y, n) {
@@ -135,6 +144,9 @@ impl GpuBackend {
 
     /// Whether the kernels for tensor cores agree, with the rotations that stand around the matrix. These are undone on the host.
     fn agrees_rotated(&self, w: &Stored, samples: &Samples, rotations: [u32; 2]) -> Result<bool> {
+        if !self.streams(&w.kind) || rotations == [1, 1] {
+            return Ok(true);
+        }
         let (cols, n) = (w.kind.cols(), w.kind.rows());
         let [block_in, block_out] = rotations;
         let before = Before { order: None, scale: None, block: block_in, features: cols, width: cols };
@@ -150,7 +162,13 @@ impl GpuBackend {
                 return Ok(false);
             }
         }
-        Ok(true)
+        if !self.multiplies(&w.kind) {
+            return Ok(true);
+        }
+        let mut x = numbers((FEW_ROWS + 1) * cols);
+        let y = self.gpu.read(&self.multiply(w, Some(&before), &self.gpu.upload(&x)?, FEW_ROWS + 1)?)?;
+        rotate(&mut x, block_in as usize);
+        Ok(samples.agree(&x, &y, n))
     }
 }
 

@@ -220,8 +220,12 @@ impl GpuBackend {
                 if let Some(reason) = decision.reason {
                     self.count(reason, &linear.name, x.rows, [0, 0]);
                 }
-                let few = decision.rung == Rung::Tensor && x.rows <= FEW_ROWS;
-                let inside = before.as_ref().filter(|b| few && b.streams(&stored.kind));
+                let few = decision.rung == Rung::Tensor && x.rows <= FEW_ROWS && self.streams(&stored.kind);
+                let many = decision.rung == Rung::Tensor
+                    && x.rows > FEW_ROWS
+                    && self.multiplies(&stored.kind)
+                    && bias.is_none();
+                let inside = before.as_ref().filter(|b| (few && b.streams(&stored.kind)) || (many && Self::turns(b)));
                 let outside = after.as_ref().filter(|a| few && a.streams(&stored.kind));
                 let input = match before {
                     Some(before) if inside.is_none() => &self.before(before, x)?,
@@ -238,7 +242,10 @@ impl GpuBackend {
                         });
                     }
                 }
-                let y = self.product(stored, bias.as_ref(), &input.data, x.rows, decision.rung)?;
+                let y = match inside {
+                    Some(_) => self.multiply(stored, inside, &input.data, x.rows)?,
+                    None => self.product(stored, bias.as_ref(), &input.data, x.rows, decision.rung)?,
+                };
                 let y = Tensor { rows: x.rows, cols: stored.kind.rows(), data: y };
                 Ok(match after {
                     Some(after) => self.after(after, &y)?,
@@ -273,7 +280,7 @@ impl GpuBackend {
         Ok(y)
     }
 
-    fn after(&self, a: &After, x: &Tensor) -> Result<Tensor> {
+    pub(super) fn after(&self, a: &After, x: &Tensor) -> Result<Tensor> {
         let y = self.uninitialised(x.rows, a.features)?;
         let kernel = Around {
             block: a.block,

@@ -5,6 +5,7 @@ mod batch;
 mod check;
 mod decide;
 mod experts;
+mod halves;
 mod latent;
 mod linear;
 mod product;
@@ -19,6 +20,7 @@ pub use linear::GpuLinear;
 use crate::kernels::*;
 use crate::{Device, Gpu, Slice};
 use decide::{Decision, Rung};
+use halves::Panels;
 use linear::OnDevice;
 use marlin_backend::blocks::{self, Moe, RouterRule, Scoring};
 use marlin_backend::fallback::{Fallback, Fallbacks, Reason};
@@ -82,6 +84,7 @@ pub struct GpuBackend {
     /// What kernels are bound to that read nothing there.
     none: Slice<f32>,
     scratch: Mutex<Scratch>,
+    panels: Mutex<Option<Panels>>,
 }
 
 impl GpuBackend {
@@ -99,7 +102,7 @@ impl GpuBackend {
         let none = gpu.upload(&[0.0f32; 4])?;
         let scratch = Mutex::new(Scratch::new(&gpu)?);
         let (plan, fallbacks) = (Mutex::default(), Fallbacks::default());
-        Ok(Self { gpu, options, cpu: OnceLock::new(), plan, fallbacks, none, scratch })
+        Ok(Self { gpu, options, cpu: OnceLock::new(), plan, fallbacks, none, scratch, panels: Mutex::default() })
     }
 
     /// The device with its memory.

@@ -1,9 +1,10 @@
 //! Products of activations and matrices: which kernel, and on which grid.
 
-use super::GpuBackend;
 use super::decide::Rung;
+use super::linear::After;
 use super::stored::{Kind, Stored};
 use super::stream::Sides;
+use super::{GpuBackend, Tensor};
 use crate::kernels::*;
 use crate::source::Entry;
 use crate::{Gpu, Result, Slice};
@@ -26,6 +27,13 @@ impl GpuBackend {
             if let Some(y) = self.stream(w, sides, x, batch)? {
                 return Ok(y);
             }
+        }
+        if rung == Rung::Tensor && batch > FEW_ROWS && self.multiplies(&w.kind) {
+            let y = self.multiply(w, None, x, batch)?;
+            let Some(bias) = bias else { return Ok(y) };
+            let (rows, features) = (batch, w.kind.rows());
+            let after = After { scale: None, block: 1, features, width: features, bias: Some(bias.clone()) };
+            return Ok(self.after(&after, &Tensor { rows, cols: features, data: y })?.data);
         }
         let y = self.gpu.uninitialised(batch * w.kind.rows())?;
         let biases = bias.unwrap_or(&self.none);

@@ -3,7 +3,7 @@
 //! The few functions used are declared here rather than taken from a crate: a library or a function that is missing (an old
 //! driver) must become an error that says so, never a panic.
 
-use super::{Device, Function, Handle, Info, Launch, cache, nvrtc};
+use super::{Device, Function, Handle, Info, Launch, Matmul, cache, cublaslt, nvrtc};
 use crate::source::{Entry, Target};
 use crate::{Error, Result};
 use libloading::Library;
@@ -364,6 +364,15 @@ impl Device for Cuda {
             )
         };
         self.api.check("launch", status)
+    }
+
+    fn multiplies(&self) -> bool {
+        cublaslt::present()
+    }
+
+    fn multiply(&self, product: &Matmul) -> Result<()> {
+        self.enter()?;
+        cublaslt::multiply(product, self.context, self.stream())
     }
 
     fn submit(&self) -> Result<()> {

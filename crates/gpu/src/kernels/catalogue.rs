@@ -43,10 +43,14 @@ pub fn catalogue() -> Vec<Entry> {
         all.push(Gemv { weight, m: 1, r: 4, simds: 4, bias: true, experts: false }.entry());
         all.push(Gemm { weight, bias: true }.entry());
         all.push(SimpleLinear { weight, bias: true }.entry());
+        all.push(PanelRows { weight }.entry());
     }
     for weight in [weight_types()[0], weight_types()[8]] {
         all.push(Gemv { weight, m: 4, r: 2, simds: 4, bias: false, experts: false }.entry());
         all.push(Gemv { weight, m: 1, r: 4, simds: 4, bias: false, experts: true }.entry());
+    }
+    for (block, scale) in [(1, false), (128, true)] {
+        all.extend([Largest { scale }.entry(), ToHalves { block, scale }.entry()]);
     }
     for bits in 1..=8 {
         // Bits and codebooks are independent of each other.
@@ -54,6 +58,7 @@ pub fn catalogue() -> Vec<Entry> {
         all.push(TrellisGemv { bits, book, m: 1, tiles: 2, simds: 8, experts: bits == 3 }.entry());
         all.push(TrellisGemm { bits, book }.entry());
         all.push(SimpleTrellis { bits, book }.entry());
+        all.push(PanelTrellis { bits, book }.entry());
     }
     all.push(TrellisGemv { bits: 3, book: Book(Codebook::Mul1), m: 4, tiles: 1, simds: 8, experts: false }.entry());
     all

@@ -9,6 +9,7 @@ mod catalogue;
 mod elementwise;
 mod linear;
 mod norm;
+mod panel;
 mod route;
 mod stream;
 mod weights;
@@ -18,6 +19,7 @@ pub use catalogue::{catalogue, tensor_catalogue, weight_types};
 pub use elementwise::*;
 pub use linear::*;
 pub use norm::*;
+pub use panel::*;
 pub use route::*;
 pub use stream::*;
 pub use weights::*;
@@ -244,6 +246,7 @@ pub(crate) fn structures(file: &str) -> Vec<Structures> {
     }
     each!(RmsNorm Around Swiglu Add Gated Columns Gather Combine Rope KvAppend Attention LatentProject Route Argmax);
     each!(DecodeRows Gemv TrellisGemv Gemm TrellisGemm SimpleLinear SimpleTrellis);
+    each!(Largest ToHalves PanelRows PanelTrellis);
     each!(PackRows TrellisStream PackForCodes GroupedStream);
     if file == PackRows::FILE {
         found.push(TrellisStream::structures());
