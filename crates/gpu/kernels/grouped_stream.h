@@ -36,6 +36,8 @@ FN void pack_for_codes(THREAD const float *v, uint lane, uint row, uint rows, TH
 
 template <class W>
 FN void pack_rows_for_codes(Where at, DEVICE const float *x, DEVICE uint *packed, DEVICE float *info, CONSTANT PackArgs &a) {
+  wait_for_others();
+  others_may_begin();
   const uint k = at.group.x * 4 + at.simd, row = at.group.y;
   if (k * 128 >= a.cols) return;  // the whole simdgroup
   float v[4];
@@ -117,6 +119,8 @@ FN void grouped_stream(Where at, DEVICE const uint *words, DEVICE const uchar *f
     ahead_place = ahead_place == place + 4 * RING * STAGE ? place : ahead_place;                                              \
   }
   UNROLL for (int i = 0; i + 1 < RING; i++) AHEAD()
+  wait_for_others();  // weights are nobody's to write
+  others_may_begin();
 
   if (M == 1) {
     const uint blocks = end - begin < deep ? end - begin : deep;

@@ -79,6 +79,8 @@ FN void turned_inputs(DEVICE const float *x, DEVICE const float *scale, bool sca
 // Rows of x for kernels that take several. Grid [inputs / 512, rows].
 template <int PARTS, int BLOCK>
 FN void pack_rows(Where at, DEVICE const float *x, DEVICE const float *scale, DEVICE uint *packed, DEVICE float *info, CONSTANT PackArgs &a) {
+  wait_for_others();
+  others_may_begin();
   const uint k = at.group.x * 4 + at.simd, row = at.group.y;
   if (k * 128 >= a.cols) return;  // the whole simdgroup
   float v[4];

@@ -156,6 +156,8 @@ FN void trellis_stream(Where at, DEVICE const uint *words, DEVICE const float *x
     ahead_place = ahead_place == place + 4 * RING * PIECE ? place : ahead_place;                             \
   }
   UNROLL for (int i = 0; i + 1 < RING; i++) AHEAD(i % 2 == 1)
+  wait_for_others();  // weights are nobody's to write
+  others_may_begin();
 
   if (M == 1) {
     const uint blocks = end - begin < deep ? end - begin : deep;

@@ -29,6 +29,19 @@ FN void copy_16(uint to, DEVICE const uint *from, bool there) {
 FN void copies_end() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 template <int N> FN void copies_but() { asm volatile("cp.async.wait_group %0;" ::"n"(N) : "memory"); }
 
+// A kernel may begin before the one ahead of it in the stream has ended, if it is launched so (programmatic dependent launch): what that
+// wrote is there only behind wait_for_others.
+FN void others_may_begin() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+FN void wait_for_others() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+
 // Pairs of halves.
 FN uint fma_pairs(uint a, uint b, uint c) {
   uint r;

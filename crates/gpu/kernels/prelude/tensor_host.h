@@ -41,6 +41,9 @@ FN void copy_16(uint place, const uint *from, bool there) {
 FN void copies_end() {}
 template <int N> FN void copies_but() {}
 
+FN void others_may_begin() {}
+FN void wait_for_others() {}
+
 FN uint fma_pairs(uint a, uint b, uint c) {
   return bits_of_half(fma_halves(a & 0xFFFFu, b & 0xFFFFu, c & 0xFFFFu)) | bits_of_half(fma_halves(a >> 16, b >> 16, c >> 16)) << 16;
 }

@@ -130,8 +130,10 @@ impl GpuBackend {
             Kernel::Grouped(GroupedStream { m: 1, .. }, _) => 3,
             _ => 2,
         };
+        let together = resident * self.gpu.device().info().cores.max(1) as usize;
+        // In rounds, all of them full, if each would have more inputs than it has room for.
         let least = if deep > k.blocks() { total.div_ceil(k.blocks()) } else { 1 };
-        (resident * self.gpu.device().info().cores.max(1) as usize).max(least).min(total)
+        least.next_multiple_of(together).min(total).max(least.min(total))
     }
 
     /// Makes room for products with a matrix, before any of them is asked for.
