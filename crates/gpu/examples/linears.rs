@@ -80,7 +80,7 @@ mod cuda {
     impl Bench {
         fn run(&self, what: &str, cols: usize, rows: usize, bits: f64, linear: &Linear) {
             let bytes = rows as f64 * cols as f64 * bits / 8.0;
-            let copies = (200e6 / bytes).ceil().clamp(1.0, 24.0) as usize;
+            let copies = (200e6 / bytes).ceil().clamp(8.0, 24.0) as usize;
             let weights: Vec<_> = (0..copies).map(|_| self.backend.linear(linear.clone()).unwrap()).collect();
             for &m in &self.batches {
                 let b = &self.backend;

@@ -155,6 +155,9 @@ pub fn module(target: Target, entries: &[Entry]) -> String {
 pub fn module_of(target: Target, bodies: &str, entries: &[Entry]) -> String {
     let mut text = String::from(target.prelude());
     text.push_str(include_str!("../kernels/prelude/common.h"));
+    if entries.iter().any(Entry::needs_tensor_cores) {
+        text.push_str(target.tensor_prelude());
+    }
     let mut structures = BTreeMap::new();
     entries.iter().for_each(|e| structures.extend(e.declarations.clone()));
     structures.iter().for_each(|(_, (_, declaration))| text.push_str(declaration));

@@ -90,13 +90,16 @@ impl GpuBackend {
             return Ok(decision);
         }
         // All at once is faster than one by one; which of them does not compile is found out below.
-        let mut all = entries(&w.kind);
+        let mut all = Vec::new();
         if highest == Rung::Tensor {
             self.reserve(&w.kind)?;
             all.extend(stream::entries(&w.kind, rotations));
             if self.multiplies(&w.kind) {
                 all.extend(halves::entries(&w.kind, rotations[0]));
             }
+        }
+        if highest > Rung::Tensor || !self.streams(&w.kind) || !self.multiplies(&w.kind) {
+            all.extend(entries(&w.kind));
         }
         if let Err(error) = self.gpu.prepare(&all)
             && !matches!(error, crate::Error::Compile { .. })

@@ -10,16 +10,28 @@ use crate::{Gpu, Result, Slice};
 use std::sync::PoisonError;
 
 /// Memory that groups leave their sums in for one another, one launch after another.
-#[derive(Clone)]
 pub(super) struct Scratch {
     sums: Slice<f32>,
     /// All 0 between launches.
     tickets: Slice<u32>,
+    /// What was too small: launches that were recorded may still use it.
+    smaller: Vec<(Slice<f32>, Slice<u32>)>,
 }
 
 impl Scratch {
     pub fn new(gpu: &Gpu) -> Result<Self> {
-        Ok(Self { sums: gpu.uninitialised(0)?, tickets: gpu.upload(&[0u32; 4])? })
+        Ok(Self { sums: gpu.uninitialised(1)?, tickets: gpu.upload(&[0u32])?, smaller: Vec::new() })
+    }
+
+    /// Has room for so many of both.
+    fn grow(&mut self, gpu: &Gpu, sums: usize, tickets: usize) -> Result<()> {
+        if self.sums.len() < sums || self.tickets.len() < tickets {
+            let sums = gpu.uninitialised(sums.max(self.sums.len()))?;
+            let tickets = gpu.upload(&vec![0u32; tickets.next_power_of_two().max(self.tickets.len())])?;
+            let before = (std::mem::replace(&mut self.sums, sums), std::mem::replace(&mut self.tickets, tickets));
+            self.smaller.push(before);
+        }
+        Ok(())
     }
 }
 
@@ -143,12 +155,7 @@ impl GpuBackend {
             let Some(k) = Kernel::of(kind, batch, [1, 1], false) else { continue };
             let sums = 2 * STREAM_BLOCK * k.rows() as usize * self.groups(&k, kind.rows(), kind.cols());
             let tickets = k.rows() as usize * kind.rows().div_ceil(STREAM_BLOCK);
-            if scratch.sums.len() < sums {
-                scratch.sums = self.gpu.uninitialised(sums)?;
-            }
-            if scratch.tickets.len() < tickets {
-                scratch.tickets = self.gpu.upload(&vec![0u32; tickets.next_power_of_two()])?;
-            }
+            scratch.grow(&self.gpu, sums, tickets)?;
         }
         Ok(())
     }
@@ -210,7 +217,10 @@ impl GpuBackend {
             factor,
             offset,
         };
-        let Scratch { sums, tickets } = self.scratch.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let (sums, tickets) = {
+            let scratch = self.scratch.lock().unwrap_or_else(PoisonError::into_inner);
+            (scratch.sums.clone(), scratch.tickets.clone())
+        };
         let (scale_in, scale_out) = (scale_in.unwrap_or(none), scale_out.unwrap_or(none));
         let (biases, words, grid) = (bias.unwrap_or(none), &w.words, [groups, 1, 1]);
         match k {
