@@ -17,7 +17,7 @@
 namespace {
 
 constexpr size_t STACK = 128 << 10;
-constexpr unsigned LANES = 32, MAX_THREADS = 1024, THREADGROUP_LIMIT = 32 << 10;
+constexpr unsigned LANES = 32, MAX_THREADS = 1024, THREADGROUP_LIMIT = 32 << 10, LARGEST_THREADGROUP = 48 << 10;
 constexpr unsigned FENCE = 32, CONVERGE = 33;  // what stands instead of a lane in sim_exchange
 
 enum class State { Ready, Simd, Group, Done };
@@ -57,15 +57,30 @@ Fiber fibers[MAX_THREADS];
 std::vector<Region> regions;
 size_t device_regions;
 uintptr_t module_begin, module_end;
-char threadgroup_memory[4][THREADGROUP_LIMIT + 256] __attribute__((aligned(64)));
+char threadgroup_memory[4][LARGEST_THREADGROUP + 256] __attribute__((aligned(64)));
 
 void (*entry)(void **);
 void **parameters;
 unsigned threads, current, group[3], serial;
 uint32_t group_epoch, device_epoch;
 uint16_t fences[MAX_THREADS / LANES];
-size_t threadgroup_bytes;
+size_t threadgroup_bytes, threadgroup_limit;
 void *scheduler;
+
+// What a simdgroup showed to others when it came to a counter: its own accesses, and all of its group's before the last barrier. And
+// which the one that runs has seen so.
+struct Shown {
+  const void *counter;
+  uint32_t group, epoch;
+  uint16_t simd;
+};
+struct Seen {
+  Shown what;
+  uint32_t epoch;
+  uint16_t simd;
+};
+std::vector<Shown> shown;
+std::vector<Seen> seen;
 bool failed;
 char *message;
 size_t capacity;
@@ -241,6 +256,7 @@ void run_group(int order) {
   group_epoch = device_epoch = 0;
   memset(fences, 0, sizeof fences);
   threadgroup_bytes = 0;
+  seen.clear();
   for (unsigned i = 0; i < threads; i++) start(i);
   std::vector<uint32_t> turn(threads);
   for (unsigned i = 0; i < threads; i++) turn[i] = order == 1 ? threads - 1 - i : i;
@@ -282,7 +298,13 @@ Region *find(uintptr_t at, size_t size) {
 }
 
 bool before(bool threadgroup, uint32_t by_group, uint16_t by_thread, uint32_t epoch, uint16_t fence) {
-  if (by_group != serial) return false;
+  if (by_group != serial) {
+    for (const Seen &s : seen)
+      if (!threadgroup && s.what.group == by_group && (epoch < s.what.epoch || (by_thread / LANES == s.what.simd && epoch <= s.what.epoch)) &&
+          (s.epoch < device_epoch || s.simd == current / LANES))
+        return true;
+    return false;
+  }
   if (by_thread == current) return true;
   if (epoch < (threadgroup ? group_epoch : device_epoch)) return true;
   return threadgroup && by_thread / LANES == current / LANES && fence < fences[current / LANES];
@@ -344,7 +366,8 @@ void access(const void *p, size_t size, bool write) {
     const bool stale_read = c.readers == NONE || (r->threadgroup && c.read_group != serial);
     if (write) {
       if (!stale_read) {
-        const bool ordered_all = c.readers != GROUPS && c.read_group == serial &&
+        const bool ordered_all = c.readers != GROUPS && c.read_group != serial ? before(r->threadgroup, c.read_group, c.read_thread, c.read_epoch, 0) :
+                                 c.readers != GROUPS && c.read_group == serial &&
                                  (c.read_epoch < epoch || (c.readers == ONE && c.read_thread == current) ||
                                   (c.readers <= SIMD && r->threadgroup && c.read_thread / LANES == current / LANES && c.read_fence < fence));
         if (!ordered_all) return race(*r, at + i, "writes", c.readers == GROUPS ? 0 : c.read_group, c.read_thread);
@@ -436,6 +459,8 @@ extern "C" int sim_run(void (*kernel)(void **), unsigned thread_count, const uns
   threads = thread_count;
   random_state = seed;
   serial = 0;
+  shown.clear();
+  threadgroup_limit = THREADGROUP_LIMIT;
   void *pointers[17];
   for (unsigned i = 0; i < count; i++) {
     watch(NAMES[i], bindings[i].data, bindings[i].bytes, bindings[i].writable != 0, false);
@@ -490,18 +515,38 @@ extern "C" void sim_where(unsigned *out) {
   out[2] = group[2];
   out[3] = current;
 }
+// What a GPU has that is not a Mac's.
+extern "C" void sim_more_shared() { threadgroup_limit = LARGEST_THREADGROUP; }
 extern "C" void *sim_shared(int index, unsigned long bytes) {
-  if (index < 0 || index >= 4 || bytes > THREADGROUP_LIMIT) {
-    wrong("%lu bytes of threadgroup memory; at most %u", bytes, THREADGROUP_LIMIT);
+  if (index < 0 || index >= 4 || bytes > threadgroup_limit) {
+    wrong("%lu bytes of threadgroup memory; at most %zu", bytes, threadgroup_limit);
     return nullptr;
   }
   for (size_t i = device_regions; i < regions.size(); i++)
     if (regions[i].name == SHARED[index]) return threadgroup_memory[index];
   threadgroup_bytes = bytes;
   for (size_t i = device_regions; i < regions.size(); i++) threadgroup_bytes += regions[i].end - regions[i].begin;
-  if (threadgroup_bytes > THREADGROUP_LIMIT) wrong("%zu bytes of threadgroup memory; at most %u", threadgroup_bytes, THREADGROUP_LIMIT);
+  if (threadgroup_bytes > threadgroup_limit) wrong("%zu bytes of threadgroup memory; at most %zu", threadgroup_bytes, threadgroup_limit);
   watch(SHARED[index], threadgroup_memory[index], bytes, true, true);
   return threadgroup_memory[index];
+}
+
+// The simdgroup has come to `counter`: what it did, and its group before the last barrier, is shown to those that come later. Whether it
+// is the last of `count`; then the counter is 0 again.
+extern "C" bool sim_last_to_come(unsigned *counter, unsigned count) {
+  const uintptr_t at = reinterpret_cast<uintptr_t>(counter);
+  const Region *r = find(at, sizeof *counter);
+  if (!r || !r->writable || r->threadgroup || at % sizeof *counter != 0) {
+    wrong("thread %u of group (%u, %u, %u) counts in memory that is not a buffer to write", current, group[0], group[1], group[2]);
+    return false;
+  }
+  for (const Shown &s : shown)
+    if (s.counter == counter) seen.push_back({s, device_epoch, uint16_t(current / LANES)});
+  shown.push_back({counter, serial, device_epoch, uint16_t(current / LANES)});
+  const bool last = *counter == count - 1;
+  if (*counter >= count) wrong("%u groups have come to a counter of %u", *counter, count);
+  *counter = last ? 0 : *counter + 1;
+  return last;
 }
 
 // What -fsanitize=thread calls.

@@ -15,7 +15,7 @@
 
 use libloading::Library;
 use marlin_checkpoint::Bytes;
-use marlin_gpu::device::{Binding, Device, Function, Handle, Info, Launch};
+use marlin_gpu::device::{Binding, Device, Function, Handle, Info, Launch, Matmul};
 use marlin_gpu::source::{Access, Entry, Target};
 use marlin_gpu::{Error, Result};
 use std::collections::HashMap;
@@ -115,6 +115,7 @@ impl Simulated {
             architecture: "host".into(),
             driver: env!("SIM_COMPILER").into(),
             memory: 1 << 32,
+            cores: 2,
             longest_buffer: 1 << 31,
         };
         Self { info, order, memory: Mutex::default(), functions: Mutex::default() }
@@ -325,6 +326,35 @@ impl Device for Simulated {
         // SAFETY: the runtime writes a string that ends within the array.
         let why = unsafe { CStr::from_ptr(text.as_ptr()) }.to_string_lossy().into_owned();
         Err(Error::Launch { kernel: name, why: quote_lines(&why, &module.text) })
+    }
+
+    fn multiplies(&self) -> bool {
+        true
+    }
+
+    /// What a library would compute, plainly.
+    fn multiply(&self, m: &Matmul) -> Result<()> {
+        let floats = |b: &Binding, n: usize| -> Result<Vec<f32>> {
+            let mut bytes = vec![0u8; 4 * n];
+            self.download(b.handle, b.offset, &mut bytes)?;
+            Ok(bytes.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect())
+        };
+        let halves = |b: &Binding, n: usize| -> Result<Vec<f32>> {
+            let mut bytes = vec![0u8; 2 * n];
+            self.download(b.handle, b.offset, &mut bytes)?;
+            Ok(bytes.as_chunks::<2>().0.iter().map(|b| half::f16::from_le_bytes(*b).to_f32()).collect())
+        };
+        let (w, x) = (halves(&m.w, m.rows * m.cols)?, halves(&m.x, m.batch * m.cols)?);
+        let factor = floats(&m.factors, 1)?[0];
+        for (i, x) in x.chunks_exact(m.cols).enumerate() {
+            let products = w.chunks_exact(m.cols).map(|w| factor * w.iter().zip(x).map(|(w, x)| w * x).sum::<f32>());
+            let line: Vec<u8> = products.flat_map(f32::to_le_bytes).collect();
+            if 4 * (i * m.line + m.rows) > m.y.bytes {
+                return Err(device("a product does not fit its place"));
+            }
+            self.upload(m.y.handle, m.y.offset + 4 * i * m.line, &line)?;
+        }
+        Ok(())
     }
 
     fn submit(&self) -> Result<()> {

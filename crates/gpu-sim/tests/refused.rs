@@ -13,7 +13,7 @@ fn run(body: &str, order: Order) -> Result<Vec<f32>, String> {
     let declaration = (1, "struct TestArgs { uint count; };\n".to_owned());
     let entry = Entry {
         name: "test".into(),
-        file: "",
+        file: if body.contains("last_to_come") { "stream.h" } else { "" },
         call: "body".into(),
         threads: 64,
         shared: vec![("float", 64)],
@@ -33,6 +33,7 @@ fn run(body: &str, order: Order) -> Result<Vec<f32>, String> {
     });
     let values: Vec<u8> = (0..256).flat_map(|i| (i as f32).to_le_bytes()).collect();
     device.upload(x.handle, 0, &values).unwrap();
+    device.upload(y.handle, 1020, &[0; 4]).unwrap(); // a counter, perhaps
     let launch =
         Launch { function, threads: 64, groups: [2, 1, 1], bindings: &[x, y], arguments: &256u32.to_le_bytes() };
     device.launch(&launch).map_err(|e| e.to_string())?;
@@ -121,6 +122,19 @@ fn a_race_between_threadgroups() {
         "if (at.group.x == 0) { y[at.thread_] = 1.0f; } else { y[64 + at.thread_] = y[at.thread_]; }",
         "y[at.group.x * 64 + at.thread_] = x[at.thread_];",
     );
+}
+
+/// A simdgroup that comes to a counter shows what it wrote, and its group's others only what they wrote before a barrier.
+#[test]
+fn what_is_not_shown_at_a_counter() {
+    let with = |barrier: &str| {
+        format!(
+            "const uint i = at.group.x * 64 + at.thread_; y[i] = x[i]; {barrier} \
+             if (at.simd == 0 && last_to_come((DEVICE uint *)(y + 255), 2, at.lane)) \
+               y[128 + at.lane] = y[63 - at.lane] + y[127 - at.lane];"
+        )
+    };
+    refused("race between threadgroups", &with(""), &with("device_barrier();"));
 }
 
 #[test]

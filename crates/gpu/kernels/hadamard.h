@@ -9,11 +9,10 @@ template <int BLOCK, int VALUES> FN void rotate(THREAD float *v, uint lane) {
         v[i + stride] = a - b;
       }
     }
-  UNROLL for (uint mask = 1; mask < 32 && mask * VALUES < BLOCK; mask *= 2)
-    UNROLL for (int i = 0; i < VALUES; i++) {
-      const float other = lane_xor(v[i], mask);
-      v[i] = (lane & mask) != 0 ? other - v[i] : v[i] + other;
-    }
+  UNROLL for (uint mask = 1; mask < 32 && mask * VALUES < BLOCK; mask *= 2) {
+    const float sign = (lane & mask) != 0 ? -1.0f : 1.0f;
+    UNROLL for (int i = 0; i < VALUES; i++) v[i] = fma_f32(v[i], sign, lane_xor(v[i], mask));
+  }
 }
 
 // INPUT:  y[row][i] = rotated x[row][order[i]] * scale[i], for i < width; inputs beyond x_width are zero.
@@ -28,7 +27,19 @@ FN void around(Where at, DEVICE const float *x, DEVICE const float *scale, DEVIC
   const uint from = (at.group.x * 4 + at.simd) * SPAN + at.lane * VALUES;
   DEVICE const float *scales = scale + expert * a.width;
   float v[VALUES];
-  UNROLL for (int i = 0; i < VALUES; i++) {
+  // Four values at a time where rows begin so.
+  const bool fours = VALUES == 4 && !ORDER && a.x_width % 4 == 0 && a.y_width % 4 == 0 && a.width % 4 == 0;
+  if (fours) {
+    float4 in, s;
+    in.x = in.y = in.z = in.w = 0.0f;
+    s.x = s.y = s.z = s.w = 1.0f;
+    if (from < a.x_width && from < a.width) in = *(DEVICE const float4 *)(x + (row / a.share) * a.x_width + from);
+    if (SCALE && !OUTPUT && from < a.width) s = *(DEVICE const float4 *)(scales + from);
+    v[0] = in.x * s.x;
+    v[1 % VALUES] = in.y * s.y;
+    v[2 % VALUES] = in.z * s.z;
+    v[3 % VALUES] = in.w * s.w;
+  } else UNROLL for (int i = 0; i < VALUES; i++) {
     const uint c = from + i;
     float in = 0.0f;
     if (c < a.width) {
@@ -39,6 +50,21 @@ FN void around(Where at, DEVICE const float *x, DEVICE const float *scale, DEVIC
     v[i] = in;
   }
   if (BLOCK > 1) rotate<BLOCK, VALUES>(v, at.lane);
+  if (fours) {
+    if (from >= a.y_width) return;
+    float4 s, b;
+    s.x = s.y = s.z = s.w = 1.0f;
+    b.x = b.y = b.z = b.w = 0.0f;
+    if (SCALE && OUTPUT) s = *(DEVICE const float4 *)(scales + from);
+    if (BIAS) b = *(DEVICE const float4 *)(bias + expert * a.y_width + from);
+    float4 out;
+    out.x = v[0] * a.norm * s.x + b.x;
+    out.y = v[1 % VALUES] * a.norm * s.y + b.y;
+    out.z = v[2 % VALUES] * a.norm * s.z + b.z;
+    out.w = v[3 % VALUES] * a.norm * s.w + b.w;
+    *(DEVICE float4 *)(y + row * a.y_width + from) = out;
+    return;
+  }
   UNROLL for (int i = 0; i < VALUES; i++) {
     const uint c = from + i;
     if (c < a.y_width) {

@@ -72,7 +72,7 @@ template <int MAP> FN float code_value(uint c, CONSTANT WeightArgs &a) {
 // Codes of BITS bits, rows of whole words, 16 codes at least to a group; VECTOR words are read at a time. DIVIDE: the outer
 // scale divides.
 template <int BITS, int MAP, int VECTOR, int SCALE, int OUTER, bool DIVIDE, int ZERO, int MINIMUM, int MINIMUM_OUTER> struct Grouped {
-  enum { CHUNK = 32 };
+  enum { CHUNK = 32, CODE_BITS = BITS, CODE_MAP = MAP, HAS_MINIMUM = MINIMUM != NO_FACTOR };
   static FN void load(DEVICE const uint *words, CONSTANT WeightArgs &a, uint row, uint chunk, THREAD Raw &r) {
     DEVICE const uint *line = words + row * a.words;
     const uint from = chunk * BITS;
@@ -101,20 +101,25 @@ template <int BITS, int MAP, int VECTOR, int SCALE, int OUTER, bool DIVIDE, int 
         if (from + i < a.words) r.w[i] = line[from + i];
     }
   }
+  // What belongs to the group of a value; nothing to one that is not there.
+  static FN void group(DEVICE const uchar *factors, CONSTANT WeightArgs &a, uint row, uint col, THREAD float &scale, THREAD float &minimum, THREAD float &zero) {
+    scale = minimum = 0.0f;
+    zero = a.zero_point;
+    if (row >= a.rows || col >= a.cols) return;
+    scale = factor<SCALE>(factors, a.scale, row, col);
+    if (OUTER != NO_FACTOR) {
+      const float outer = factor<OUTER>(factors, a.outer, row, col);
+      scale = DIVIDE ? scale / outer : scale * outer;
+    }
+    if (ZERO != NO_FACTOR) zero = factor<ZERO>(factors, a.zero, row, col);
+    if (MINIMUM != NO_FACTOR) minimum = factor<MINIMUM>(factors, a.minimum, row, col);
+    if (MINIMUM_OUTER != NO_FACTOR) minimum *= factor<MINIMUM_OUTER>(factors, a.minimum_outer, row, col);
+  }
   static FN void decode(DEVICE const uchar *factors, CONSTANT WeightArgs &a, uint row, uint chunk, THREAD const Raw &r, THREAD float *out) {
     UNROLL for (int h = 0; h < 2; h++) {
       const uint col = chunk * 32 + 16 * h;
-      float scale = 0.0f, minimum = 0.0f, zero = a.zero_point;
-      if (row < a.rows && col < a.cols) {
-        scale = factor<SCALE>(factors, a.scale, row, col);
-        if (OUTER != NO_FACTOR) {
-          const float outer = factor<OUTER>(factors, a.outer, row, col);
-          scale = DIVIDE ? scale / outer : scale * outer;
-        }
-        if (ZERO != NO_FACTOR) zero = factor<ZERO>(factors, a.zero, row, col);
-        if (MINIMUM != NO_FACTOR) minimum = factor<MINIMUM>(factors, a.minimum, row, col);
-        if (MINIMUM_OUTER != NO_FACTOR) minimum *= factor<MINIMUM_OUTER>(factors, a.minimum_outer, row, col);
-      }
+      float scale, minimum, zero;
+      group(factors, a, row, col, scale, minimum, zero);
       UNROLL for (int i = 0; i < 16; i++) {
         const int bit = (16 * h + i) * BITS, word = bit / 32, shift = bit % 32;
         uint c = r.w[word] >> shift;

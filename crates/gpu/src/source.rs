@@ -17,6 +17,20 @@ impl Target {
     /// Every target.
     pub const ALL: [Target; 3] = [Target::Metal, Target::Cuda, Target::Host];
 
+    /// Whether its GPUs have tensor cores, and groups that can wait for each other's results.
+    pub fn has_tensor_cores(self) -> bool {
+        self != Self::Metal
+    }
+
+    /// What kernels for tensor cores use besides the prelude.
+    fn tensor_prelude(self) -> &'static str {
+        match self {
+            Self::Metal => "",
+            Self::Cuda => include_str!("../kernels/prelude/tensor_cuda.h"),
+            Self::Host => include_str!("../kernels/prelude/tensor_host.h"),
+        }
+    }
+
     fn prelude(self) -> &'static str {
         match self {
             Self::Metal => include_str!("../kernels/prelude/metal.h"),
@@ -67,6 +81,13 @@ pub struct Entry {
     pub declarations: BTreeMap<&'static str, (usize, String)>,
 }
 
+impl Entry {
+    /// Whether it is not for Metal.
+    pub fn needs_tensor_cores(&self) -> bool {
+        TENSOR.contains(&self.file)
+    }
+}
+
 /// The bodies, in an order in which each comes after what it uses.
 const FILES: &[(&str, &str)] = &[
     ("norm.h", include_str!("../kernels/norm.h")),
@@ -80,13 +101,24 @@ const FILES: &[(&str, &str)] = &[
     ("trellis.h", include_str!("../kernels/trellis.h")),
     ("gemm.h", include_str!("../kernels/gemm.h")),
     ("simple.h", include_str!("../kernels/simple.h")),
+    ("panel.h", include_str!("../kernels/panel.h")),
+    ("stream.h", include_str!("../kernels/stream.h")),
+    ("trellis_stream.h", include_str!("../kernels/trellis_stream.h")),
+    ("grouped_stream.h", include_str!("../kernels/grouped_stream.h")),
 ];
+
+/// Files whose kernels need tensor cores: not for Metal.
+const TENSOR: &[&str] = &["stream.h", "trellis_stream.h", "grouped_stream.h"];
 
 /// What a file uses besides the preludes.
 fn needs(file: &str) -> &'static [&'static str] {
     match file {
         "gemv.h" => &["weights.h"],
         "gemm.h" | "simple.h" => &["weights.h", "trellis.h"],
+        "panel.h" => &["hadamard.h", "weights.h", "trellis.h"],
+        "stream.h" => &["hadamard.h"],
+        "grouped_stream.h" => &["hadamard.h", "weights.h", "stream.h"],
+        "trellis_stream.h" => &["hadamard.h", "trellis.h", "stream.h"],
         _ => &[],
     }
 }
@@ -100,6 +132,9 @@ fn mentions(file: &str) -> Vec<BTreeMap<&'static str, (usize, String)>> {
 pub fn module(target: Target, entries: &[Entry]) -> String {
     let mut text = String::from(target.prelude());
     text.push_str(include_str!("../kernels/prelude/common.h"));
+    if entries.iter().any(Entry::needs_tensor_cores) {
+        text.push_str(target.tensor_prelude());
+    }
     let wanted = |file: &str| entries.iter().any(|e| e.file == file || needs(e.file).contains(&file));
     let mut structures = BTreeMap::new();
     for (file, _) in FILES.iter().filter(|(file, _)| wanted(file)) {
@@ -120,6 +155,9 @@ pub fn module(target: Target, entries: &[Entry]) -> String {
 pub fn module_of(target: Target, bodies: &str, entries: &[Entry]) -> String {
     let mut text = String::from(target.prelude());
     text.push_str(include_str!("../kernels/prelude/common.h"));
+    if entries.iter().any(Entry::needs_tensor_cores) {
+        text.push_str(target.tensor_prelude());
+    }
     let mut structures = BTreeMap::new();
     entries.iter().for_each(|e| structures.extend(e.declarations.clone()));
     structures.iter().for_each(|(_, (_, declaration))| text.push_str(declaration));
@@ -181,8 +219,10 @@ fn entry_point(target: Target, e: &Entry) -> String {
             let arrays = shared(&|i, element, length| {
                 format!("{element} *shared{i} = ({element} *)sim_shared({i}, sizeof({element}) * {length})")
             });
-            let body =
-                format!("{buffers}  const {arguments} &arguments = *(const {arguments} *)buffers[{last}];\n{arrays}");
+            let more = if e.needs_tensor_cores() { "  sim_more_shared();\n" } else { "" };
+            let body = format!(
+                "{more}{buffers}  const {arguments} &arguments = *(const {arguments} *)buffers[{last}];\n{arrays}"
+            );
             (head, body, "here()")
         }
     };

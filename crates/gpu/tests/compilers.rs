@@ -7,7 +7,7 @@
 //! A missing tool is told and passed over, unless `MARLIN_REQUIRE_TOOLS` is set, as the checks of a change set it.
 #![allow(clippy::unwrap_used, clippy::panic)] // a failing test may panic
 
-use marlin_gpu::kernels::catalogue;
+use marlin_gpu::kernels::{catalogue, tensor_catalogue};
 use marlin_gpu::source::{Target, module};
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -183,7 +183,7 @@ fn cuda_takes_every_kernel() {
     if let Err(why) = nvrtc::version() {
         return missing(&why.to_string());
     }
-    let entries = catalogue();
+    let entries = [catalogue(), tensor_catalogue()].concat();
     let text = module(Target::Cuda, &entries);
     println!("{} kernels, {} bytes of source, NVRTC {}", entries.len(), text.len(), nvrtc::version().unwrap());
     std::thread::scope(|scope| {

@@ -2,8 +2,11 @@
 //! first use.
 
 use super::GpuBackend;
+use super::halves;
+use super::linear::{After, Before};
 use super::product::{FEW_ROWS, entries};
 use super::stored::Stored;
+use super::stream::{self, Sides};
 use crate::Result;
 use marlin_backend::Error;
 use marlin_backend::fallback::Reason;
@@ -13,7 +16,9 @@ use std::sync::PoisonError;
 /// Which kernel computes a product: decided when the weight is loaded, by checking it against the reference.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Rung {
-    /// The kernels made for speed.
+    /// The kernels that need tensor cores.
+    Tensor,
+    /// The kernels made for speed that every GPU can run.
     Fast,
     /// The plain kernel.
     Simple,
@@ -64,23 +69,49 @@ impl GpuBackend {
         Ok(Samples { rows, values })
     }
 
-    /// How to compute products with `w`: the fastest way that agrees with the reference, for one row, a few and many. What is
-    /// known of one weight holds for all of its kind and size.
-    pub(super) fn decide(&self, name: &str, w: &Stored, samples: &Samples) -> marlin_backend::Result<Decision> {
-        let key = format!("{:?}", w.kind);
+    /// How to compute products with `w`, with these rotations of its inputs and outputs: the fastest way that agrees with the reference, for
+    /// one row, a few and many, from `highest` down. What is known of one weight holds for all of its kind and size.
+    pub(super) fn decide(
+        &self,
+        name: &str,
+        w: &Stored,
+        samples: &Samples,
+        highest: Rung,
+        rotations: [u32; 2],
+    ) -> marlin_backend::Result<Decision> {
+        let tensor = highest == Rung::Tensor && (self.streams(&w.kind) || self.multiplies(&w.kind));
+        let highest = if tensor { Rung::Tensor } else { highest.max(Rung::Fast) };
+        let key = match highest {
+            Rung::Tensor => format!("{:?} {rotations:?}", w.kind),
+            _ => format!("{:?}", w.kind),
+        };
         let known = self.plan.lock().unwrap_or_else(PoisonError::into_inner).get(&key).copied();
         if let Some(decision) = known {
             return Ok(decision);
         }
         // All at once is faster than one by one; which of them does not compile is found out below.
-        if let Err(error) = self.gpu.prepare(&entries(&w.kind))
+        let mut all = Vec::new();
+        if highest == Rung::Tensor {
+            self.reserve(&w.kind)?;
+            all.extend(stream::entries(&w.kind, rotations));
+            if self.multiplies(&w.kind) {
+                all.extend(halves::entries(&w.kind, rotations[0]));
+            }
+        }
+        if highest > Rung::Tensor || !self.streams(&w.kind) || !self.multiplies(&w.kind) {
+            all.extend(entries(&w.kind));
+        }
+        if let Err(error) = self.gpu.prepare(&all)
             && !matches!(error, crate::Error::Compile { .. })
         {
             return Err(error.into());
         }
         let mut decision = Decision { rung: Rung::Host, reason: None };
-        for rung in [Rung::Fast, Rung::Simple] {
-            let (reason, what) = match self.agrees(w, samples, rung) {
+        for rung in [Rung::Tensor, Rung::Fast, Rung::Simple].into_iter().filter(|r| *r >= highest) {
+            let agrees = self
+                .agrees(w, samples, rung)
+                .and_then(|good| Ok(good && (rung != Rung::Tensor || self.agrees_rotated(w, samples, rotations)?)));
+            let (reason, what) = match agrees {
                 Ok(true) => {
                     decision.rung = rung;
                     break;
@@ -100,28 +131,87 @@ impl GpuBackend {
 
     fn agrees(&self, w: &Stored, samples: &Samples, rung: Rung) -> Result<bool> {
         let (cols, n) = (w.kind.cols(), w.kind.rows());
-        for batch in [1, 2, 3, FEW_ROWS + 1] {
-            // Numbers of both signs and several sizes from a linear congruence.
-            let mut state = 12345u32;
-            let x: Vec<f32> = (0..batch * cols)
-                .map(|_| {
-                    state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-                    (state >> 8) as f32 / (1 << 23) as f32 - 1.0
-                })
-                .collect();
+        let batches: &[usize] = match rung {
+            // Few rows are looked at with their rotations.
+            Rung::Tensor if self.streams(&w.kind) => &[FEW_ROWS + 1],
+            _ => &[1, 2, 3, FEW_ROWS + 1],
+        };
+        for &batch in batches {
+            let x = numbers(batch * cols);
             let y = self.gpu.read(&self.product(w, None, &self.gpu.upload(&x)?, batch, rung)?)?;
-            for (row, values) in samples.rows.iter().zip(&samples.values) {
-                for (m, x) in x.chunks_exact(cols).enumerate() {
-                    let products = || x.iter().zip(values).map(|(x, w)| f64::from(*x) * f64::from(*w));
-                    let (expected, size) = (products().sum::<f64>(), products().map(|p| p * p).sum::<f64>().sqrt());
-                    let found = f64::from(y[m * n + row]);
-                    let within = (found - expected).abs() <= LIMIT * size + 1e-30; // false for NaN
-                    if !within {
-                        return Ok(false);
-                    }
-                }
+            if !samples.agree(&x, &y, n) {
+                return Ok(false);
             }
         }
         Ok(true)
+    }
+
+    /// Whether the kernels for tensor cores agree for few rows, and the library for many, with the rotations that stand around the matrix.
+    /// These are undone on the host.
+    fn agrees_rotated(&self, w: &Stored, samples: &Samples, rotations: [u32; 2]) -> Result<bool> {
+        if !self.streams(&w.kind) {
+            return Ok(true);
+        }
+        let (cols, n) = (w.kind.cols(), w.kind.rows());
+        let [block_in, block_out] = rotations;
+        let before = Before { order: None, scale: None, block: block_in, features: cols, width: cols };
+        let after = After { scale: None, block: block_out, features: n, width: n, bias: None };
+        for batch in [1, 3, 7, FEW_ROWS] {
+            let mut x = numbers(batch * cols);
+            let sides = Sides { before: Some(&before), after: Some(&after), bias: None };
+            let Some(y) = self.stream(w, sides, &self.gpu.upload(&x)?, batch)? else { return Ok(false) };
+            let mut y = self.gpu.read(&y)?;
+            rotate(&mut x, block_in as usize);
+            rotate(&mut y, block_out as usize);
+            if !samples.agree(&x, &y, n) {
+                return Ok(false);
+            }
+        }
+        if !self.multiplies(&w.kind) {
+            return Ok(true);
+        }
+        let mut x = numbers((FEW_ROWS + 1) * cols);
+        let y = self.gpu.read(&self.multiply(w, Some(&before), &self.gpu.upload(&x)?, FEW_ROWS + 1)?)?;
+        rotate(&mut x, block_in as usize);
+        Ok(samples.agree(&x, &y, n))
+    }
+}
+
+impl Samples {
+    /// Whether `y`, rows of `n` outputs, are the products with rows of `x`.
+    fn agree(&self, x: &[f32], y: &[f32], n: usize) -> bool {
+        self.rows.iter().zip(&self.values).all(|(row, values)| {
+            x.chunks_exact(values.len()).enumerate().all(|(m, x)| {
+                let products = || x.iter().zip(values).map(|(x, w)| f64::from(*x) * f64::from(*w));
+                let (expected, size) = (products().sum::<f64>(), products().map(|p| p * p).sum::<f64>().sqrt());
+                let found = f64::from(y[m * n + row]);
+                (found - expected).abs() <= LIMIT * size + 1e-30 // false for NaN
+            })
+        })
+    }
+}
+
+/// Numbers of both signs and several sizes from a linear congruence.
+fn numbers(n: usize) -> Vec<f32> {
+    let mut state = 12345u32;
+    let mut next = || {
+        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        (state >> 8) as f32 / (1 << 23) as f32 - 1.0
+    };
+    (0..n).map(|_| next()).collect()
+}
+
+/// The natural-order Hadamard matrix of `block` over its square root, on every `block` values.
+fn rotate(v: &mut [f32], block: usize) {
+    for v in v.chunks_exact_mut(block) {
+        let mut stride = 1;
+        while stride < block {
+            for i in (0..block).filter(|i| i & stride == 0) {
+                (v[i], v[i + stride]) = (v[i] + v[i + stride], v[i] - v[i + stride]);
+            }
+            stride *= 2;
+        }
+        let norm = super::linear::norm(block as u32);
+        v.iter_mut().for_each(|v| *v *= norm);
     }
 }

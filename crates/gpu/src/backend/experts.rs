@@ -78,7 +78,7 @@ fn project(b: &GpuBackend, linears: &[Linear]) -> Result<Option<(Projection, Vec
         let new = !kinds.iter().any(|(kind, _)| *kind == found.kind);
         if new {
             let stored = found.upload(gpu)?;
-            if b.decide(&l.name, &stored, &samples)?.rung != Rung::Fast {
+            if b.decide(&l.name, &stored, &samples, Rung::Fast, [1, 1])?.rung != Rung::Fast {
                 return Ok(None);
             }
             kinds.push((found.kind, Vec::new()));

@@ -1,9 +1,11 @@
 //! Linears: uploading, and products with what stands around them.
 
 use super::decide::{Decision, Rung};
-use super::stored::{Packed, Stored};
+use super::product::FEW_ROWS;
+use super::stored::{Kind, Packed, Stored};
+use super::stream::Sides;
 use super::{GpuBackend, Tensor};
-use crate::kernels::{Around, AroundArgs};
+use crate::kernels::{Around, AroundArgs, STREAM_BLOCK};
 use crate::{Result, Slice};
 use marlin_backend::fallback::Reason;
 use marlin_backend::{Backend, Error, LinearHandle};
@@ -170,7 +172,11 @@ impl GpuBackend {
         };
         let gpu = &self.gpu;
         let stored = packed.upload(gpu)?;
-        let decision = self.decide(&linear.name, &stored, &samples)?;
+        // Other rotations are computed by themselves.
+        let trellis = matches!(stored.kind, Kind::Trellis { .. });
+        let one = |block: Option<u32>| block.filter(|b| trellis && *b as usize == STREAM_BLOCK).unwrap_or(1);
+        let rotations = [one(around.before.as_ref().map(|b| b.block)), one(around.after.as_ref().map(|a| a.block))];
+        let decision = self.decide(&linear.name, &stored, &samples, Rung::Tensor, rotations)?;
         if decision.rung == Rung::Host {
             return Ok(Err(decision.reason.unwrap_or(Reason::SelfCheckFailed)));
         }
@@ -214,11 +220,32 @@ impl GpuBackend {
                 if let Some(reason) = decision.reason {
                     self.count(reason, &linear.name, x.rows, [0, 0]);
                 }
+                let few = decision.rung == Rung::Tensor && x.rows <= FEW_ROWS && self.streams(&stored.kind);
+                let many = decision.rung == Rung::Tensor
+                    && x.rows > FEW_ROWS
+                    && self.multiplies(&stored.kind)
+                    && bias.is_none();
+                let inside = before.as_ref().filter(|b| (few && b.streams(&stored.kind)) || (many && Self::turns(b)));
+                let outside = after.as_ref().filter(|a| few && a.streams(&stored.kind));
                 let input = match before {
-                    Some(before) => &self.before(before, x)?,
-                    None => x,
+                    Some(before) if inside.is_none() => &self.before(before, x)?,
+                    _ => x,
                 };
-                let y = self.product(stored, bias.as_ref(), &input.data, x.rows, decision.rung)?;
+                if few {
+                    let sides = Sides { before: inside, after: outside, bias: bias.as_ref() };
+                    if let Some(y) = self.stream(stored, sides, &input.data, x.rows)? {
+                        let cols = outside.map_or(stored.kind.rows(), |a| a.features);
+                        let y = Tensor { rows: x.rows, cols, data: y };
+                        return Ok(match after {
+                            Some(after) if outside.is_none() => self.after(after, &y)?,
+                            _ => y,
+                        });
+                    }
+                }
+                let y = match inside {
+                    Some(_) => self.multiply(stored, inside, &input.data, x.rows)?,
+                    None => self.product(stored, bias.as_ref(), &input.data, x.rows, decision.rung)?,
+                };
                 let y = Tensor { rows: x.rows, cols: stored.kind.rows(), data: y };
                 Ok(match after {
                     Some(after) => self.after(after, &y)?,
@@ -253,7 +280,7 @@ impl GpuBackend {
         Ok(y)
     }
 
-    fn after(&self, a: &After, x: &Tensor) -> Result<Tensor> {
+    pub(super) fn after(&self, a: &After, x: &Tensor) -> Result<Tensor> {
         let y = self.uninitialised(x.rows, a.features)?;
         let kernel = Around {
             block: a.block,

@@ -5,10 +5,12 @@ mod batch;
 mod check;
 mod decide;
 mod experts;
+mod halves;
 mod latent;
 mod linear;
 mod product;
 mod stored;
+mod stream;
 
 use batch::Choice;
 pub use batch::{GpuBatch, GpuKv, GpuSamples};
@@ -18,6 +20,7 @@ pub use linear::GpuLinear;
 use crate::kernels::*;
 use crate::{Device, Gpu, Slice};
 use decide::{Decision, Rung};
+use halves::Panels;
 use linear::OnDevice;
 use marlin_backend::blocks::{self, Moe, RouterRule, Scoring};
 use marlin_backend::fallback::{Fallback, Fallbacks, Reason};
@@ -30,6 +33,7 @@ use product::FEW_ROWS;
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use stored::{Kind, Stored};
+use stream::Scratch;
 
 /// How a [`GpuBackend`] computes.
 #[derive(Clone, Copy, Debug)]
@@ -79,6 +83,8 @@ pub struct GpuBackend {
     fallbacks: Fallbacks,
     /// What kernels are bound to that read nothing there.
     none: Slice<f32>,
+    scratch: Mutex<Scratch>,
+    panels: Mutex<Option<Panels>>,
 }
 
 impl GpuBackend {
@@ -94,7 +100,9 @@ impl GpuBackend {
     pub fn new(device: Arc<dyn Device>, options: GpuOptions) -> crate::Result<Self> {
         let gpu = Gpu::new(device, options.memory);
         let none = gpu.upload(&[0.0f32; 4])?;
-        Ok(Self { gpu, options, cpu: OnceLock::new(), plan: Mutex::default(), fallbacks: Fallbacks::default(), none })
+        let scratch = Mutex::new(Scratch::new(&gpu)?);
+        let (plan, fallbacks) = (Mutex::default(), Fallbacks::default());
+        Ok(Self { gpu, options, cpu: OnceLock::new(), plan, fallbacks, none, scratch, panels: Mutex::default() })
     }
 
     /// The device with its memory.

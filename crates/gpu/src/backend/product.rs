@@ -1,8 +1,10 @@
 //! Products of activations and matrices: which kernel, and on which grid.
 
-use super::GpuBackend;
 use super::decide::Rung;
+use super::linear::After;
 use super::stored::{Kind, Stored};
+use super::stream::Sides;
+use super::{GpuBackend, Tensor};
 use crate::kernels::*;
 use crate::source::Entry;
 use crate::{Gpu, Result, Slice};
@@ -20,6 +22,19 @@ impl GpuBackend {
         batch: usize,
         rung: Rung,
     ) -> Result<Slice<f32>> {
+        if rung == Rung::Tensor && batch <= FEW_ROWS {
+            let sides = Sides { bias, ..Sides::default() };
+            if let Some(y) = self.stream(w, sides, x, batch)? {
+                return Ok(y);
+            }
+        }
+        if rung == Rung::Tensor && batch > FEW_ROWS && self.multiplies(&w.kind) {
+            let y = self.multiply(w, None, x, batch)?;
+            let Some(bias) = bias else { return Ok(y) };
+            let (rows, features) = (batch, w.kind.rows());
+            let after = After { scale: None, block: 1, features, width: features, bias: Some(bias.clone()) };
+            return Ok(self.after(&after, &Tensor { rows, cols: features, data: y })?.data);
+        }
         let y = self.gpu.uninitialised(batch * w.kind.rows())?;
         let biases = bias.unwrap_or(&self.none);
         product_into(&self.gpu, &self.none, w, (bias.is_some(), biases), x, batch, rung, &y)?;
@@ -55,7 +70,7 @@ fn product_into(
         Kind::Rows { weight, args } => {
             let a = GemvArgs { w: args, batch: batch as u32, share: 1, stack_words: 0, stack_factors: 0 };
             let rows = args.rows as usize;
-            if rung != Rung::Fast {
+            if rung > Rung::Fast {
                 let groups = [div(rows, 128), batch as u32, 1];
                 return SimpleLinear { weight, bias }.launch(gpu, groups, &w.words, &w.factors, biases, x, y, &a);
             }
@@ -69,7 +84,7 @@ fn product_into(
         }
         Kind::Trellis { bits, book, rows, cols } => {
             let a = TrellisArgs { rows, cols, batch: batch as u32, share: 1, stack_words: 0 };
-            if rung != Rung::Fast {
+            if rung > Rung::Fast {
                 let groups = [div(rows as usize, 128), batch as u32, 1];
                 return SimpleTrellis { bits, book }.launch(gpu, groups, &w.words, x, y, &a);
             }

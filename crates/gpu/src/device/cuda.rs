@@ -3,7 +3,7 @@
 //! The few functions used are declared here rather than taken from a crate: a library or a function that is missing (an old
 //! driver) must become an error that says so, never a panic.
 
-use super::{Device, Function, Handle, Info, Launch, cache, nvrtc};
+use super::{Device, Function, Handle, Info, Launch, Matmul, cache, cublaslt, nvrtc};
 use crate::source::{Entry, Target};
 use crate::{Error, Result};
 use libloading::Library;
@@ -162,9 +162,10 @@ impl Cuda {
         let mut stream: Pointer = std::ptr::null_mut();
         let mut name = [0 as c_char; 256];
         let (mut memory, mut free) = (0, 0);
-        let (mut major, mut minor) = (0, 0);
+        let (mut major, mut minor, mut cores) = (0, 0, 0);
         const MAJOR: c_int = 75; // CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR
         const MINOR: c_int = 76;
+        const CORES: c_int = 16; // CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT
         // SAFETY: every call gets pointers to variables of its types; the context is made current before what needs one.
         unsafe {
             api.check("counting devices", (api.device_count)(&mut count))?;
@@ -176,6 +177,7 @@ impl Cuda {
             api.check("memory", (api.device_memory)(&mut memory, device))?;
             api.check("attribute", (api.device_attribute)(&mut major, MAJOR, device))?;
             api.check("attribute", (api.device_attribute)(&mut minor, MINOR, device))?;
+            api.check("attribute", (api.device_attribute)(&mut cores, CORES, device))?;
             if major < 8 {
                 return Err(Error::Absent(format!(
                     "this NVIDIA GPU is of compute capability {major}.{minor}; 8.0 is needed"
@@ -194,6 +196,7 @@ impl Cuda {
             architecture: format!("sm_{major}{minor}"),
             driver: format!("{}.{}", api.driver_version / 1000, api.driver_version % 1000 / 10),
             memory: free,
+            cores: cores.max(0) as u32,
             longest_buffer: memory,
         };
         Ok(Self { api, info, device, context: context as usize, stream: stream as usize, modules: Mutex::default() })
@@ -361,6 +364,15 @@ impl Device for Cuda {
             )
         };
         self.api.check("launch", status)
+    }
+
+    fn multiplies(&self) -> bool {
+        cublaslt::present()
+    }
+
+    fn multiply(&self, product: &Matmul) -> Result<()> {
+        self.enter()?;
+        cublaslt::multiply(product, self.context, self.stream())
     }
 
     fn submit(&self) -> Result<()> {

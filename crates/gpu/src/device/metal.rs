@@ -107,6 +107,7 @@ impl Metal {
                 architecture: family.into(),
                 driver: NSProcessInfo::processInfo().operatingSystemVersionString().to_string(),
                 memory: gpu.recommendedMaxWorkingSetSize() as usize,
+                cores: 0,
                 longest_buffer: gpu.maxBufferLength(),
             };
             Ok(Self { info, gpu, queue, residency, state: Mutex::default() })

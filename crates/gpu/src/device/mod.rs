@@ -2,6 +2,8 @@
 
 mod cache;
 #[cfg(not(target_os = "macos"))]
+mod cublaslt;
+#[cfg(not(target_os = "macos"))]
 pub mod cuda;
 mod hazards;
 #[cfg(target_os = "macos")]
@@ -26,6 +28,8 @@ pub struct Info {
     pub driver: String,
     /// Bytes of memory that the device may use.
     pub memory: usize,
+    /// Multiprocessors; 0 where that is not known.
+    pub cores: u32,
     /// The longest buffer.
     pub longest_buffer: usize,
 }
@@ -66,6 +70,29 @@ pub struct Launch<'a> {
     pub arguments: &'a [u8],
 }
 
+/// A product of matrices of halves: `y[m][n] = factors[0] * sum over k of x[m][k] * w[n][k]`, as floats.
+#[derive(Clone, Copy, Debug)]
+pub struct Matmul {
+    /// Rows of x and y.
+    pub batch: usize,
+    /// Rows of w, outputs.
+    pub rows: usize,
+    /// Columns of w and x, inputs.
+    pub cols: usize,
+    /// Floats from a row of y to the next.
+    pub line: usize,
+    /// `[rows, cols]`.
+    pub w: Binding,
+    /// `[batch, cols]`.
+    pub x: Binding,
+    /// What sums are multiplied with, and 0: two floats.
+    pub factors: Binding,
+    /// `[batch, line]`, of which the first `rows` of each row are written.
+    pub y: Binding,
+    /// Memory to work in.
+    pub workspace: Binding,
+}
+
 /// A GPU: memory, compilation, and one queue on which everything happens in the order in which it was asked for.
 ///
 /// Nothing but [`Device::download`] and [`Device::wait`] waits. Handles belong to the device that gave them; the pool
@@ -101,6 +128,17 @@ pub trait Device: Send + Sync + 'static {
 
     /// Asks for a kernel to run.
     fn launch(&self, launch: &Launch) -> Result<()>;
+
+    /// Whether it has a library of matrix products.
+    fn multiplies(&self) -> bool {
+        false
+    }
+
+    /// Asks for a product by that library.
+    fn multiply(&self, product: &Matmul) -> Result<()> {
+        let _ = product;
+        Err(crate::Error::Absent("this device has no library of matrix products".into()))
+    }
 
     /// Lets what was asked for begin.
     fn submit(&self) -> Result<()>;

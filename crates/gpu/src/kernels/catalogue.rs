@@ -43,10 +43,14 @@ pub fn catalogue() -> Vec<Entry> {
         all.push(Gemv { weight, m: 1, r: 4, simds: 4, bias: true, experts: false }.entry());
         all.push(Gemm { weight, bias: true }.entry());
         all.push(SimpleLinear { weight, bias: true }.entry());
+        all.push(PanelRows { weight }.entry());
     }
     for weight in [weight_types()[0], weight_types()[8]] {
         all.push(Gemv { weight, m: 4, r: 2, simds: 4, bias: false, experts: false }.entry());
         all.push(Gemv { weight, m: 1, r: 4, simds: 4, bias: false, experts: true }.entry());
+    }
+    for (block, scale) in [(1, false), (128, true)] {
+        all.extend([Largest { scale }.entry(), ToHalves { block, scale }.entry()]);
     }
     for bits in 1..=8 {
         // Bits and codebooks are independent of each other.
@@ -54,8 +58,33 @@ pub fn catalogue() -> Vec<Entry> {
         all.push(TrellisGemv { bits, book, m: 1, tiles: 2, simds: 8, experts: bits == 3 }.entry());
         all.push(TrellisGemm { bits, book }.entry());
         all.push(SimpleTrellis { bits, book }.entry());
+        all.push(PanelTrellis { bits, book }.entry());
     }
     all.push(TrellisGemv { bits: 3, book: Book(Codebook::Mul1), m: 4, tiles: 1, simds: 8, experts: false }.entry());
+    all
+}
+
+/// The same of what needs tensor cores.
+pub fn tensor_catalogue() -> Vec<Entry> {
+    let mut all = Vec::new();
+    for parts in [Parts::Bytes, Parts::Halves] {
+        all.extend([1, 128].map(|block| PackRows { parts, block }.entry()));
+    }
+    for bits in 1..=8 {
+        let book = Book([Codebook::Mul1, Codebook::Mcg, Codebook::ThreeInst][bits as usize % 3]);
+        all.push(TrellisStream::of(bits, Book(Codebook::Mul1), 1, [128, 128], false).entry());
+        all.push(TrellisStream::of(bits, book, 4, [1, 1], true).entry());
+    }
+    all.push(TrellisStream::of(3, Book(Codebook::ThreeInst), 1, [128, 128], false).entry());
+    let args = WeightArgs { words: 4, ..WeightArgs::default() };
+    let halves = WeightArgs { scale: FactorArgs { col_shift: 4, ..FactorArgs::default() }, ..args };
+    for weight in weight_types() {
+        let each = [GroupedStream::of(weight, &args, 1, true), GroupedStream::of(weight, &halves, 4, false)];
+        for k in each.into_iter().flatten() {
+            all.extend([k.entry(), PackForCodes { weight }.entry()]);
+        }
+    }
+    all.extend([8, 16].map(|m| TrellisStream::of(3, Book(Codebook::Mul1), m, [1, 128], false).entry()));
     all
 }
 

@@ -9,15 +9,19 @@ mod catalogue;
 mod elementwise;
 mod linear;
 mod norm;
+mod panel;
 mod route;
+mod stream;
 mod weights;
 
 pub use attention::*;
-pub use catalogue::{catalogue, weight_types};
+pub use catalogue::{catalogue, tensor_catalogue, weight_types};
 pub use elementwise::*;
 pub use linear::*;
 pub use norm::*;
+pub use panel::*;
 pub use route::*;
+pub use stream::*;
 pub use weights::*;
 
 use std::collections::BTreeMap;
@@ -70,6 +74,12 @@ impl Field for u32 {
 impl Field for f32 {
     fn member(name: &str) -> String {
         format!("float {name}")
+    }
+}
+
+impl Field for [u32; 8] {
+    fn member(name: &str) -> String {
+        format!("uint {name}[8]")
     }
 }
 
@@ -236,5 +246,10 @@ pub(crate) fn structures(file: &str) -> Vec<Structures> {
     }
     each!(RmsNorm Around Swiglu Add Gated Columns Gather Combine Rope KvAppend Attention LatentProject Route Argmax);
     each!(DecodeRows Gemv TrellisGemv Gemm TrellisGemm SimpleLinear SimpleTrellis);
+    each!(Largest ToHalves PanelRows PanelTrellis);
+    each!(PackRows TrellisStream PackForCodes GroupedStream);
+    if file == PackRows::FILE {
+        found.push(TrellisStream::structures());
+    }
     found
 }

@@ -6,7 +6,7 @@ use crate::numbers::Numbers;
 use marlin_backend::{Backend, Reference};
 use marlin_checkpoint::DType;
 use marlin_checkpoint::weight::Codebook;
-use marlin_gpu::device::{Device, Function, Handle, Info, Launch};
+use marlin_gpu::device::{Device, Function, Handle, Info, Launch, Matmul};
 use marlin_gpu::source::{Access, Entry, Target};
 use marlin_gpu::{Error, GpuBackend, Result};
 use marlin_gpu_sim::{Order, Simulated};
@@ -82,6 +82,12 @@ impl Device for Faulty {
             _ => Ok(()),
         }
     }
+    fn multiplies(&self) -> bool {
+        self.inner.multiplies()
+    }
+    fn multiply(&self, product: &Matmul) -> Result<()> {
+        self.inner.multiply(product)
+    }
     fn submit(&self) -> Result<()> {
         self.inner.submit()
     }
@@ -117,6 +123,25 @@ fn steps_down(fault: Fault, code: &str) {
         assert_eq!(found.total, loaded + 1, "the slower path was not counted");
         assert_eq!((found.last.unwrap().reason.code(), found.by_reason.len()), (code, 1));
         b.fallbacks().reset();
+    }
+}
+
+/// The kernels for tensor cores are wrong in their last value; those that every GPU has are not.
+#[test]
+fn tensor_cores_that_compute_garbage_are_replaced() {
+    for fault in [Fault::Garbage(&["trellis_stream"]), Fault::Compile(&["trellis_stream"])] {
+        let Some(device) = device(fault) else { return };
+        let b = GpuBackend::new(device, OPTIONS).unwrap();
+        let mut numbers = Numbers(13);
+        let linear = numbers.trellis(128, 256, 3, Codebook::Mul1);
+        let x = numbers.many(2 * 256);
+        let run = |w| Reference.linears(&[w], &Reference.write(2, 256, x.clone())?);
+        let expected = Reference.read(&run(&linear).unwrap()[0]).unwrap();
+        let w = b.linear(linear.clone()).unwrap();
+        assert_eq!(b.fallbacks().snapshot().total, 1, "the fault was not found");
+        let y = b.linears(&[&w], &b.write(2, 256, x.clone()).unwrap()).unwrap();
+        close("by the kernels that every GPU has", &b.read(&y[0]).unwrap(), &expected, 2e-5);
+        assert_eq!(b.fallbacks().snapshot().total, 2, "the slower path was not counted");
     }
 }
 

@@ -7,9 +7,16 @@ use marlin_checkpoint::weight::{Codebook, ScaleTree, ScaleType, ValueMap, Zero};
 use marlin_checkpoint::{DType, Dense, InputTransform, Linear, OutputTransform, Tensor, TensorInfo, Weight};
 
 /// Products of so many rows each. Sums of a few rows are f32 throughout; operands of many are rounded to TF32 on some devices.
+/// Kernels for tensor cores take inputs of grouped codes as fixed-point numbers of 16 bits, and do not round the values of the codebook
+/// MUL1 to halves as the format does, which is 2e-4 of a sum.
 fn products(what: &str, numbers: &mut Numbers, linear: &Linear, batches: &[usize]) {
     let (few, many): (Vec<usize>, Vec<usize>) = batches.iter().partition(|m| **m <= 16);
-    for (batches, limit) in [(few, 2e-5), (many, 2e-3)] {
+    let few_limit = match &linear.weight {
+        Weight::Trellis(w) if w.codebook() == Codebook::Mul1 && w.rows() % 128 == 0 && w.cols() % 128 == 0 => 6e-4,
+        Weight::Grouped(_) => 4e-5,
+        _ => 2e-5,
+    };
+    for (batches, limit) in [(few, few_limit), (many, 2e-3)] {
         let inputs: Vec<Vec<f32>> = batches.iter().map(|m| numbers.many(m * linear.in_features())).collect();
         twins!(&format!("{what}, {batches:?} rows"), limit, |b| {
             let w = b.linear(linear.clone())?;
@@ -116,6 +123,24 @@ fn trellises() {
         let linear = numbers.trellis(16, 2112, 3, book);
         products(&format!("3 bits, {book:?}"), &mut numbers, &linear, &[1, 2, 4, 5, 30]);
     }
+}
+
+/// Matrices of whole blocks of 128, which kernels for tensor cores take: more blocks than groups, fewer, and more inputs than a group
+/// keeps.
+#[test]
+fn trellises_by_tensor_cores() {
+    let mut numbers = Numbers(8);
+    let books = [Codebook::ThreeInst, Codebook::Mcg, Codebook::Mul1];
+    for bits in 1..=8 {
+        let linear = numbers.trellis(128, 256, bits, Codebook::Mul1);
+        products(&format!("{bits} bits of mul1"), &mut numbers, &linear, &[1]);
+    }
+    for (book, [rows, cols]) in books.into_iter().zip([[128, 256], [256, 256], [384, 256]]) {
+        let linear = numbers.trellis(rows, cols, 3, book);
+        products(&format!("{book:?} [{rows}, {cols}]"), &mut numbers, &linear, &[1, 3, 7, 16]);
+    }
+    let linear = numbers.trellis(128, 128 * 60, 2, Codebook::Mul1);
+    products("many inputs", &mut numbers, &linear, &[1]);
 }
 
 #[test]
