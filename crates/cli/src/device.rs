@@ -129,12 +129,13 @@ fn gpu(args: &EngineArgs, wanted: Option<Device>) -> std::result::Result<GpuBack
         KvType::Auto | KvType::Bf16 => Element::Bf16,
         KvType::F32 => Element::F32,
         KvType::F16 => Element::F16,
-        KvType::Int8 | KvType::Fp8 => return asked("KV memory in bytes is the CPU's only"),
+        KvType::Int8 => Element::Int8,
+        KvType::Fp8 => Element::Fp8,
     };
     let device = find(wanted)?;
     // Some memory is left to others.
     let memory = device.info().memory / 16 * 15;
-    GpuBackend::open(device, GpuOptions { kv, memory, threads: args.threads })
+    GpuBackend::open(device, GpuOptions { kv, memory, threads: args.threads, record: true })
         .map_err(|error| Unusable { why: error.to_string(), absent: false })
 }
 

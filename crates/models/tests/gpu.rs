@@ -36,7 +36,7 @@ fn device() -> Option<Arc<dyn Device>> {
 }
 
 fn gpu() -> Option<GpuBackend> {
-    Some(GpuBackend::new(device()?, GpuOptions { kv: Element::F32, memory: 8 << 30, threads: 0 }).unwrap())
+    Some(GpuBackend::new(device()?, GpuOptions { kv: Element::F32, memory: 8 << 30, threads: 0, record: true }).unwrap())
 }
 
 fn load<B: Backend>(b: &B, path: &Path) -> Model<B> {

@@ -9,6 +9,7 @@ typedef unsigned char uchar;
 #define CONSTANT const
 #define FN __device__ __forceinline__
 #define UNROLL _Pragma("unroll")
+#define UNROLL_SOME _Pragma("unroll 8")
 
 struct Where {
   uint3 group;   // of the grid
@@ -56,6 +57,7 @@ FN float exp_f32(float v) { return expf(v); }
 FN float rsqrt_f32(float v) { return 1.0f / sqrtf(v); }
 FN float max_f32(float a, float b) { return fmaxf(a, b); }
 FN float abs_f32(float a) { return fabsf(a); }
+FN float round_f32(float v) { return rintf(v); }  // to the nearest, ties to even
 FN float fma_f32(float a, float b, float c) { return fmaf(a, b, c); }
 
 FN float add_halves(uint a, uint b) {

@@ -283,6 +283,9 @@ impl GpuBackend {
         {
             return Err(Error::shape("apply_experts", format!("{} columns", first.cols), x.cols));
         }
+        let x = &self.settled(x)?;
+        let base = base.map(|base| self.settled(base)).transpose()?;
+        let base = base.as_ref();
         let Some([gate, up, down]) = &experts.projections else {
             let y = self.mix_one_by_one(x, experts, routing)?;
             return match base {

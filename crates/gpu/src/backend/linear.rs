@@ -201,6 +201,7 @@ impl GpuBackend {
         if x.cols != linear.cols {
             return Err(Error::shape("linear", format!("{} columns", linear.cols), x.cols));
         }
+        let x = &self.settled(x)?;
         match &linear.place {
             Place::Host { linear: host, reason } => {
                 self.count(*reason, &linear.name, x.rows, [0, 0]);
@@ -219,7 +220,7 @@ impl GpuBackend {
                     None => x,
                 };
                 let y = self.product(stored, bias.as_ref(), &input.data, x.rows, decision.rung)?;
-                let y = Tensor { rows: x.rows, cols: stored.kind.rows(), data: y };
+                let y = Tensor::of(x.rows, stored.kind.rows(), y);
                 Ok(match after {
                     Some(after) => self.after(after, &y)?,
                     None => y,

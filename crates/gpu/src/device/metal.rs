@@ -108,6 +108,8 @@ impl Metal {
                 driver: NSProcessInfo::processInfo().operatingSystemVersionString().to_string(),
                 memory: gpu.recommendedMaxWorkingSetSize() as usize,
                 longest_buffer: gpu.maxBufferLength(),
+                // Metal does not tell; enough threadgroups for the larger ones.
+                cores: 40,
             };
             Ok(Self { info, gpu, queue, residency, state: Mutex::default() })
         })

@@ -25,12 +25,34 @@ pub fn catalogue() -> Vec<Entry> {
     for flag in [false, true] {
         all.extend([Combine { base: flag }.entry(), Rope { interleaved: flag }.entry()]);
     }
+    all.push(AttentionJoin {}.entry());
+    for element in [Element::F32, Element::F16, Element::Bf16, Element::Int8, Element::Fp8] {
+        let heads = Attention {
+            element,
+            width: 8,
+            simds: 4,
+            lanes: 16,
+            heads: 4,
+            keys: 1,
+            values: 1,
+            latent: false,
+            split: true,
+        };
+        all.push(heads.entry());
+        all.push(Attention { split: false, ..heads }.entry());
+        all.push(Attention { width: 1, lanes: 32, heads: 1, keys: 3, values: 3, ..heads }.entry());
+        all.push(Attention { lanes: 32, heads: 2, keys: 3, values: 2, latent: true, ..heads }.entry());
+        for (q_norm, rope) in [(false, Turn::No), (true, Turn::Halves), (false, Turn::Neighbours)] {
+            all.push(PlaceHeads { element, each: 4, q_norm, k_norm: q_norm, rope }.entry());
+        }
+        all.push(PlaceLatent { element, each: 3, rope: Turn::Halves }.entry());
+        all.push(PlaceLatent { element, each: 3, rope: Turn::Neighbours }.entry());
+    }
     for element in [Element::F32, Element::F16, Element::Bf16] {
-        all.push(KvAppend { element }.entry());
-        all.push(Attention { element, simds: 8, keys: 4, values: 4 }.entry());
-        all.push(Attention { element, simds: 8, keys: 18, values: 16 }.entry());
-        all.push(LatentProject { element, transposed: false }.entry());
-        all.push(LatentProject { element, transposed: true }.entry());
+        for rope in [Turn::No, Turn::Halves, Turn::Neighbours] {
+            all.push(LatentIn { element, rope }.entry());
+        }
+        all.extend([1, 8].map(|width| LatentOut { element, width }.entry()));
     }
     for sigmoid in [false, true] {
         for groups in [false, true] {
@@ -38,6 +60,7 @@ pub fn catalogue() -> Vec<Entry> {
         }
     }
     all.push(Argmax { simds: 8 }.entry());
+    all.extend([GreedyPart {}.entry(), GreedyJoin {}.entry(), TakeTokens {}.entry(), CopyWords {}.entry()]);
     for weight in weight_types() {
         all.push(DecodeRows { weight }.entry());
         all.push(Gemv { weight, m: 1, r: 4, simds: 4, bias: true, experts: false }.entry());

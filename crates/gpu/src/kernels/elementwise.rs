@@ -140,12 +140,25 @@ pub enum Element {
     F16,
     /// The upper half of a single.
     Bf16,
+    /// Signed bytes with a scale for each vector (KV memory only).
+    Int8,
+    /// E4M3 bytes with a scale for each vector (KV memory only).
+    Fp8,
 }
 
 impl Element {
     /// Bytes of one.
     pub fn bytes(self) -> usize {
-        if self == Self::F32 { 4 } else { 2 }
+        match self {
+            Self::F32 => 4,
+            Self::F16 | Self::Bf16 => 2,
+            Self::Int8 | Self::Fp8 => 1,
+        }
+    }
+
+    /// Whether each vector has a scale, an `f32`.
+    pub fn is_scaled(self) -> bool {
+        self.bytes() == 1
     }
 }
 
@@ -155,36 +168,12 @@ impl Template for Element {
             Self::F32 => "F32",
             Self::F16 => "F16",
             Self::Bf16 => "Bf16",
+            Self::Int8 => "Int8",
+            Self::Fp8 => "Fp8",
         }
         .into()
     }
     fn tag(&self) -> String {
         self.cxx().to_lowercase()
     }
-}
-
-arguments! {
-    /// Arguments of [`KvAppend`].
-    AppendArgs {
-        /// Rows.
-        rows: u32,
-        /// Values of a row of the first part.
-        first: u32,
-        /// Values of a row of the second part.
-        second: u32,
-        /// Where the layer begins in the pool, in values.
-        base: u32,
-    }
-}
-
-kernel! {
-    /// Stores rows in their slots of a pool.
-    KvAppend = "kv_append" in "rope.h" {
-        /// What the pool holds.
-        element: Element,
-    }
-    threads |_| 256;
-    shared |_| Vec::new();
-    buffers { first: read f32, second: read f32, slots: read u32, pool: write u8 }
-    arguments AppendArgs
 }

@@ -10,6 +10,7 @@ mod elementwise;
 mod linear;
 mod norm;
 mod route;
+mod sample;
 mod weights;
 
 pub use attention::*;
@@ -18,6 +19,7 @@ pub use elementwise::*;
 pub use linear::*;
 pub use norm::*;
 pub use route::*;
+pub use sample::*;
 pub use weights::*;
 
 use std::collections::BTreeMap;
@@ -234,7 +236,8 @@ pub(crate) fn structures(file: &str) -> Vec<Structures> {
             $(if $kernel::FILE == file { found.push($kernel::structures()); })*
         };
     }
-    each!(RmsNorm Around Swiglu Add Gated Columns Gather Combine Rope KvAppend Attention LatentProject Route Argmax);
+    each!(RmsNorm Around Swiglu Add Gated Columns Gather Combine Rope Attention AttentionJoin LatentIn LatentOut PlaceHeads PlaceLatent Route Argmax);
+    each!(GreedyPart GreedyJoin TakeTokens CopyWords);
     each!(DecodeRows Gemv TrellisGemv Gemm TrellisGemm SimpleLinear SimpleTrellis);
     found
 }
