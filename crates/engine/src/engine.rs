@@ -93,7 +93,11 @@ impl<B: Backend> Engine<B> {
     ) -> Result<Self> {
         options.check()?;
         let block_bytes = backend.kv_bytes(&model.kv_spec(options.block_size, 1));
-        let sizing = options.size_kv(model.info().max_positions, block_bytes, backend.free_memory().or_else(available_memory))?;
+        let sizing = options.size_kv(
+            model.info().max_positions,
+            block_bytes,
+            backend.free_memory().or_else(available_memory),
+        )?;
         let kv = backend.kv(model.kv_spec(sizing.block_size, sizing.blocks as usize))?;
         let pool = BlockPool::new(sizing.blocks, sizing.block_size, options.prefix_cache);
         let limits = Limits { max_batch: options.max_batch, chunk: options.prefill_chunk, context: sizing.wanted };

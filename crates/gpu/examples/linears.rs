@@ -36,7 +36,9 @@ mod cuda {
         fn time(&self, count: usize, launch: impl Fn(usize) -> Result<()>) -> Result<f64> {
             launch(0)?;
             self.cuda.wait()?;
-            let Some((graph, done)) = self.gpu.record(|| (0..count).try_for_each(&launch))? else { return Ok(f64::NAN) };
+            let Some((graph, done)) = self.gpu.record(|| (0..count).try_for_each(&launch))? else {
+                return Ok(f64::NAN);
+            };
             done?;
             let mut best = f64::INFINITY;
             for _ in 0..5 {

@@ -1,6 +1,6 @@
 // Causal attention over a paged pool. A token's slot holds `stride` elements: heads * key of keys, then the values from
 // `value_base` on; bytes have their vectors' scales behind them, from byte `scales` of the slot on. LATENT is the case of one KV
-// head whose value is the first part of its key (and has a scale of its own, the second being that of the rest).
+// head whose value is the first part of its key; 128 values of it share a scale, and the rest has one.
 //
 // A threadgroup takes HEADS query heads that share a KV head, and a part of the context (all of it unless SPLIT). LANES lanes share
 // a position, each with W values here and there of the key: so a simdgroup sees 32 / LANES positions at once, of which it keeps
@@ -30,7 +30,7 @@ FN void attention(Where at, DEVICE const float *q, DEVICE const uchar *pool, DEV
   }
   for (uint base = from + at.simd * (PER * AHEAD); base < to; base += SIMDS * PER * AHEAD) {  // the same for all lanes
     uint keys[AHEAD][KEYS][WORDS], values[AHEAD][VALUES][WORDS];
-    float key_scale[AHEAD], rest_scale[AHEAD], value_scale[AHEAD];
+    float key_scale[AHEAD][KEYS], value_scale[AHEAD];
     UNROLL for (int u = 0; u < AHEAD; u++) {
       const uint wanted = base + u * PER + sub, t = wanted < to ? wanted : from;
       const uint slot = blocks[first_block + t / a.block] * a.block + t % a.block;
@@ -47,12 +47,14 @@ FN void attention(Where at, DEVICE const float *q, DEVICE const uchar *pool, DEV
           if (c < a.value) load_chunk<T, W>(pool, v + c, values[u][i]);
         }
       }
-      key_scale[u] = rest_scale[u] = value_scale[u] = 1.0f;
+      value_scale[u] = 1.0f;
       if (T::SCALED != 0) {
         DEVICE const float *scales = (DEVICE const float *)(pool + slot * a.stride + a.scales);
-        key_scale[u] = scales[kv_head];
-        rest_scale[u] = LATENT ? scales[1] : key_scale[u];
-        value_scale[u] = LATENT ? key_scale[u] : scales[a.heads / a.share + kv_head];
+        UNROLL for (int i = 0; i < KEYS; i++) {
+          const uint c = (lane + LANES * i) * W;
+          key_scale[u][i] = scales[!LATENT ? kv_head : c < a.value ? c / 128 : round_up(a.value, 128)];
+        }
+        if (!LATENT) value_scale[u] = scales[a.heads / a.share + kv_head];
       }
     }
     UNROLL for (int h = 0; h < HEADS; h++) {
@@ -62,7 +64,7 @@ FN void attention(Where at, DEVICE const float *q, DEVICE const uchar *pool, DEV
         UNROLL for (int i = 0; i < KEYS; i++) {
           float some = 0.0f;
           UNROLL for (int j = 0; j < W; j++) some += query[h][i * W + j] * chunk_value<T, W>(keys[u][i], j);
-          if (T::SCALED != 0) some *= LATENT && (lane + LANES * i) * W >= a.value ? rest_scale[u] : key_scale[u];
+          if (T::SCALED != 0) some *= key_scale[u][i];
           dot += some;
         }
         UNROLL for (uint mask = LANES / 2; mask > 0; mask /= 2) dot += lane_xor(dot, mask);
@@ -74,11 +76,13 @@ FN void attention(Where at, DEVICE const float *q, DEVICE const uchar *pool, DEV
       total[h] *= old;
       UNROLL for (int i = 0; i < VALUES * W; i++) sum[h][i] *= old;
       UNROLL for (int u = 0; u < AHEAD; u++) {
-        const float now = base + u * PER + sub < to ? exp_f32(score[u] - next) : 0.0f, factor = now * value_scale[u];
+        const float now = base + u * PER + sub < to ? exp_f32(score[u] - next) : 0.0f;
         total[h] += now;
-        UNROLL for (int i = 0; i < VALUES; i++)
+        UNROLL for (int i = 0; i < VALUES; i++) {
+          const float factor = T::SCALED == 0 ? now : now * (LATENT ? key_scale[u][i] : value_scale[u]);
           UNROLL for (int j = 0; j < W; j++)
             sum[h][i * W + j] += factor * chunk_value<T, W>(LATENT ? keys[u][i] : values[u][i], j);
+        }
       }
     }
   }

@@ -24,8 +24,9 @@ FN float greatest_magnitude(float v) {
 // A row's heads, one simdgroup each: queries, which stay in q, then keys and values, which go to the row's slot of the pool, bytes
 // with their vectors' scales. Queries and keys are normalised with a weight first (QNORM, KNORM: arXiv 1910.07467) and turned
 // by the row's position (ROPE: 0 not at all, 1 pairs are halves, 2 neighbours). A slot has the kv_heads keys, then the values, then the
-// scales in the same order. Grid [heads + 2 * kv_heads, rows].
-template <class T, int EACH, bool QNORM, bool KNORM, int ROPE>
+// scales in the same order; of a LATENT, which is the one key, 128 values share a scale, and the rotated key stands for the value.
+// Grid [heads + 2 * kv_heads, rows].
+template <class T, int EACH, bool QNORM, bool KNORM, int ROPE, bool LATENT>
 FN void place_heads(Where at, DEVICE float *q, DEVICE const float *k, DEVICE const float *v, DEVICE const float *q_weight,
                     DEVICE const float *k_weight, DEVICE const uint *positions, DEVICE const float *table, DEVICE const uint *slots,
                     DEVICE uchar *pool, CONSTANT PlaceArgs &a, THREADGROUP float *values) {
@@ -77,20 +78,24 @@ FN void place_heads(Where at, DEVICE float *q, DEVICE const float *k, DEVICE con
     return;  // the whole group
   }
   const uint slot = slots[row] * a.stride, to = slot + (is_value ? a.kv_heads * a.key : 0u) + head * width;
-  float inverse = 1.0f;
-  if (T::SCALED != 0) {
-    float most = 0.0f;
-    UNROLL for (int i = 0; i < EACH; i++) {
-      const float found = greatest_magnitude(x[i]);
-      most = most >= found ? most : found;
+  enum { GROUP = LATENT && EACH > 4 ? 4 : EACH };  // of x share a scale
+  UNROLL for (int first = 0; first < EACH; first += GROUP) {
+    float inverse = 1.0f;
+    if (T::SCALED != 0) {
+      float most = 0.0f;
+      UNROLL for (int i = 0; i < GROUP; i++) {
+        const float found = first + i < EACH ? greatest_magnitude(x[first + i]) : 0.0f;
+        most = most >= found ? most : found;
+      }
+      inverse = inverse_of(most, T::top());
+      DEVICE float *scales = (DEVICE float *)(pool + slot + a.scales);
+      const uint base = !is_value ? (LATENT ? 0u : head) : LATENT ? round_up(a.key, 128) : a.kv_heads + head;
+      if (at.lane == 0 && 32 * uint(first) < width) scales[base + first / GROUP] = scale_of(most, T::top());
     }
-    inverse = inverse_of(most, T::top());
-    DEVICE float *scales = (DEVICE float *)(pool + slot + a.scales);
-    if (at.lane == 0) scales[(is_value ? a.kv_heads : 0u) + head] = scale_of(most, T::top());
-  }
-  UNROLL for (int i = 0; i < EACH; i++) {
-    const uint c = at.lane + 32 * i;
-    if (c < width) T::put(pool, to + c, x[i] * inverse);
+    UNROLL for (int i = first; i < first + GROUP; i++) {
+      const uint c = at.lane + 32 * i;
+      if (i < EACH && c < width) T::put(pool, to + c, x[i < EACH ? i : 0] * inverse);
+    }
   }
 }
 
@@ -113,47 +118,43 @@ FN void place_latent(Where at, DEVICE const float *x, DEVICE const float *weight
   float all = 0.0f;
   for (uint s = 0; s < 8; s++) all += part[s];
   const float factor = rsqrt_f32(all / float(a.rank) + a.eps);
-  float most = 0.0f, rest = 0.0f;  // greatest magnitudes of the latent and of the key
   UNROLL for (int i = 0; i < EACH; i++) {
     const uint c = at.thread_ + 256 * i;
     if (c < a.rank) {
       v[i] = v[i] * factor * weight[c];
-      most = max_f32(most, abs_f32(v[i]));
     } else if (c < width) {
       const uint j = c - a.rank;
       const bool later = ROPE == 2 ? (j & 1u) != 0 : j >= a.pairs;
       const float other = in[a.rank + (ROPE == 2 ? (j ^ 1u) : later ? j - a.pairs : j + a.pairs)], own = in[c];
       const uint turn = 2 * (positions[row] * a.pairs + (ROPE == 2 ? j / 2 : later ? j - a.pairs : j));
       v[i] = later ? own * table[turn] + other * table[turn + 1] : own * table[turn] - other * table[turn + 1];
-      rest = max_f32(rest, abs_f32(v[i]));
+    }
+    if (T::SCALED != 0) {
+      const float most = simd_greatest(c < a.rank ? abs_f32(v[i]) : 0.0f), rest = simd_greatest(c < a.rank ? 0.0f : abs_f32(v[i]));
+      if (at.lane == 0) {
+        part[8 + 16 * i + at.simd] = most;
+        part[16 + 16 * i + at.simd] = rest;
+      }
     }
   }
+  if (T::SCALED != 0) group_barrier();
   const uint slot = slots[row] * a.stride;
-  float inverse = 1.0f, rest_inverse = 1.0f;
-  if (T::SCALED != 0) {
-    most = simd_greatest(most);
-    rest = simd_greatest(rest);
-    if (at.lane == 0) {
-      part[8 + at.simd] = most;
-      part[16 + at.simd] = rest;
-    }
-    group_barrier();
-    for (uint s = 0; s < 8; s++) {
-      most = max_f32(most, part[8 + s]);
-      rest = max_f32(rest, part[16 + s]);
-    }
-    // What is not a number anywhere shows in the norm's sum.
-    if (all != all) most = rest = all;
-    inverse = inverse_of(most, T::top());
-    rest_inverse = inverse_of(rest, T::top());
-    DEVICE float *scales = (DEVICE float *)(pool + slot + a.scales);
-    if (at.thread_ == 0) {
-      scales[0] = scale_of(most, T::top());
-      scales[1] = scale_of(rest, T::top());
-    }
-  }
+  DEVICE float *scales = (DEVICE float *)(pool + slot + a.scales);
   UNROLL for (int i = 0; i < EACH; i++) {
     const uint c = at.thread_ + 256 * i;
-    if (c < width) T::put(pool, slot + c, v[i] * (c < a.rank ? inverse : rest_inverse));
+    float inverse = 1.0f;
+    if (T::SCALED != 0) {
+      // 128 values of the latent share a scale: those of four simdgroups. The key has one.
+      float most = 0.0f, rest = 0.0f;
+      for (uint s = at.simd / 4 * 4; s < at.simd / 4 * 4 + 4; s++) most = max_f32(most, part[8 + 16 * i + s]);
+      for (uint n = 0; n < EACH; n++)
+        for (uint s = 0; s < 8; s++) rest = max_f32(rest, part[16 + 16 * n + s]);
+      // What is not a number anywhere shows in the norm's sum.
+      if (all != all) most = rest = all;
+      inverse = inverse_of(c < a.rank ? most : rest, T::top());
+      if (at.thread_ % 128 == 0 && c < a.rank) scales[c / 128] = scale_of(most, T::top());
+      if (at.thread_ == 0) scales[round_up(a.rank, 128)] = scale_of(rest, T::top());
+    }
+    if (c < width) T::put(pool, slot + c, v[i] * inverse);
   }
 }

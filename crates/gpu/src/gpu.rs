@@ -337,7 +337,8 @@ impl Gpu {
         let mut kernels: BTreeMap<String, KernelTime> = BTreeMap::new();
         for Timed { kernel, marks: [before, after], bytes } in timed {
             let seconds = self.device.seconds_between(before, after)?;
-            let of = kernels.entry(kernel.clone()).or_insert(KernelTime { kernel, launches: 0, seconds: 0.0, bytes: 0 });
+            let of =
+                kernels.entry(kernel.clone()).or_insert(KernelTime { kernel, launches: 0, seconds: 0.0, bytes: 0 });
             of.launches += 1;
             of.seconds += seconds;
             of.bytes += bytes;
@@ -434,7 +435,8 @@ impl Gpu {
             let mut state = lock(&self.pool.state);
             state.statistics.active += bytes.len();
             state.statistics.peak = state.statistics.peak.max(state.statistics.active);
-            let allocation = Allocation { pool: self.pool.clone(), handle, bytes: bytes.len(), borrowed: true, recorded: None };
+            let allocation =
+                Allocation { pool: self.pool.clone(), handle, bytes: bytes.len(), borrowed: true, recorded: None };
             let buffer = Buffer { allocation: Arc::new(allocation), bytes: offset + bytes.len() };
             return Ok(Slice { buffer, offset, bytes: bytes.len(), of: PhantomData });
         }

@@ -191,5 +191,6 @@ fn entry_point(target: Target, e: &Entry) -> String {
     let names = e.parameters.iter().map(|p| p.name.to_owned());
     let passed: Vec<String> =
         names.chain([String::from("arguments")]).chain((0..e.shared.len()).map(|i| format!("shared{i}"))).collect();
-    format!("\n{head} {{\n{body}  {}({here}, {});\n}}\n", e.call, passed.join(", "))
+    let begin = if target == Target::Cuda { "  begin();\n" } else { "" };
+    format!("\n{head} {{\n{body}{begin}  {}({here}, {});\n}}\n", e.call, passed.join(", "))
 }

@@ -28,6 +28,15 @@ FN Where here() {
   return w;
 }
 
+// Every kernel begins so. From Hopper on the next kernel of the stream may already take its place while this one runs, and waits
+// for its end here: what a launch costs is spent meanwhile (programmatic dependent launch).
+FN void begin() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.launch_dependents;");
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+
 FN void group_barrier() { __syncthreads(); }
 FN void device_barrier() { __syncthreads(); }
 FN void simd_fence() { __syncwarp(); }

@@ -3,7 +3,8 @@
 use super::{GpuBackend, GpuBatch, GpuRope, Tensor};
 use crate::Slice;
 use crate::kernels::{
-    Attention, AttentionArgs, AttentionJoin, Element, JoinArgs, PlaceArgs, PlaceHeads, PlaceLatent, PlaceLatentArgs, Turn,
+    Attention, AttentionArgs, AttentionJoin, Element, JoinArgs, PlaceArgs, PlaceHeads, PlaceLatent, PlaceLatentArgs,
+    Turn,
 };
 use marlin_backend::{Error, KvLayout, KvSpec, Result};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -33,7 +34,7 @@ impl Slot {
         }
         let vectors = match layout {
             KvLayout::Heads { heads, .. } => 2 * heads,
-            KvLayout::Latent { .. } => 2,
+            KvLayout::Latent { rank, .. } => rank.div_ceil(128) + 1,
         };
         let scales = values.next_multiple_of(4);
         Self { stride: (scales + 4 * vectors).next_multiple_of(16), scales }
@@ -122,6 +123,7 @@ impl GpuBackend {
             q_norm: q_norm.is_some(),
             k_norm: k_norm.is_some(),
             rope: rope.map_or(Turn::No, GpuRope::turn),
+            latent: matches!(kv.spec.layout, KvLayout::Latent { .. }),
         };
         let table = rope.map(|r| self.turns(r, batch)).transpose()?;
         let unused = self.gpu.uninitialised(1)?;

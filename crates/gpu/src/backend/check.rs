@@ -17,9 +17,11 @@ pub(super) fn primitives(b: &GpuBackend) -> Result<()> {
     let found = all(b)?;
     for ((name, found), (_, expected)) in found.iter().zip(&expected) {
         let scale = expected.iter().fold(1e-6f32, |m, v| m.max(v.abs()));
+        // The reference's KV memory rounds nothing.
+        let limit = LIMIT + if name.ends_with("attention") { 2.0 * b.options.kv.rounding() } else { 0.0 };
         // Written so that NaN fails.
         let good =
-            found.len() == expected.len() && found.iter().zip(expected).all(|(a, b)| (a - b).abs() <= LIMIT * scale);
+            found.len() == expected.len() && found.iter().zip(expected).all(|(a, b)| (a - b).abs() <= limit * scale);
         if !good {
             return Err(Error::Device(format!("{}: {name} does not compute what the reference computes", b.name())));
         }

@@ -14,8 +14,8 @@ mod samples;
 mod stored;
 mod tensor;
 
-use attend::Heads;
 pub use attend::GpuKv;
+use attend::Heads;
 pub use batch::GpuBatch;
 pub use experts::GpuExperts;
 pub use linear::GpuLinear;
@@ -24,8 +24,8 @@ pub use samples::GpuSamples;
 pub use tensor::Tensor;
 
 use crate::kernels::{
-    Columns, ColumnsArgs, CountArgs, DecodeRows, Element, Gated, Gather, Rope, RopeArgs, Route, RouteArgs, RowsArgs, Swiglu,
-    Turn,
+    Columns, ColumnsArgs, CountArgs, DecodeRows, Element, Gated, Gather, Rope, RopeArgs, Route, RouteArgs, RowsArgs,
+    Swiglu, Turn,
 };
 use crate::{Device, Gpu, Slice};
 use decide::{Decision, Rung};

@@ -14,6 +14,26 @@ use std::sync::{Mutex, OnceLock, PoisonError};
 type Status = c_int;
 type Pointer = *mut c_void;
 
+/// `CUlaunchConfig`.
+#[repr(C)]
+struct LaunchConfig {
+    grid: [c_uint; 3],
+    block: [c_uint; 3],
+    shared: c_uint,
+    stream: Pointer,
+    attributes: *const LaunchAttribute,
+    count: c_uint,
+}
+
+/// `CUlaunchAttribute` with an integer.
+#[repr(C, align(8))]
+struct LaunchAttribute {
+    id: c_uint,
+    padding: c_uint,
+    value: c_int,
+    rest: [u8; 60],
+}
+
 /// The driver's interface, version 12 or later.
 struct Api {
     _library: Library,
@@ -51,6 +71,8 @@ struct Api {
         *mut Pointer,
         *mut Pointer,
     ) -> Status,
+    /// Absent from drivers before 12.
+    launch_with: Option<unsafe extern "C" fn(*const LaunchConfig, Pointer, *mut Pointer, *mut Pointer) -> Status>,
     capture_begin: unsafe extern "C" fn(Pointer, c_int) -> Status,
     capture_end: unsafe extern "C" fn(Pointer, *mut Pointer) -> Status,
     graph_instantiate: unsafe extern "C" fn(*mut Pointer, Pointer, u64) -> Status,
@@ -108,6 +130,8 @@ fn load() -> std::result::Result<Api, String> {
         module_unload: symbol!(b"cuModuleUnload"),
         module_function: symbol!(b"cuModuleGetFunction"),
         launch: symbol!(b"cuLaunchKernel"),
+        // SAFETY: the signature is that of cuda.h.
+        launch_with: unsafe { library.get(b"cuLaunchKernelEx") }.ok().map(|f| *f),
         capture_begin: symbol!(b"cuStreamBeginCapture_v2"),
         capture_end: symbol!(b"cuStreamEndCapture"),
         graph_instantiate: symbol!(b"cuGraphInstantiateWithFlags"),
@@ -151,6 +175,8 @@ pub struct Cuda {
     context: usize,
     stream: usize,
     modules: Mutex<HashMap<u64, usize>>,
+    /// A kernel may take its place before the one ahead of it has ended; see `begin` in the prelude.
+    overlaps: bool,
     /// Executable graphs with the graphs they were made of.
     graphs: Mutex<HashMap<u64, usize>>,
 }
@@ -202,7 +228,19 @@ impl Cuda {
             longest_buffer: memory,
             cores: cores as u32,
         };
-        Ok(Self { api, info, device, context: context as usize, stream: stream as usize, modules: Mutex::default(), graphs: Mutex::default() })
+        // For finding out what is wrong, if something is.
+        let serial = std::env::var_os("MARLIN_CUDA_SERIAL").is_some_and(|v| v == "1");
+        let overlaps = major >= 9 && !serial && api.launch_with.is_some();
+        Ok(Self {
+            overlaps,
+            api,
+            info,
+            device,
+            context: context as usize,
+            stream: stream as usize,
+            modules: Mutex::default(),
+            graphs: Mutex::default(),
+        })
     }
 
     fn stream(&self) -> Pointer {
@@ -318,6 +356,23 @@ impl Device for Cuda {
         let mut parameters: Vec<Pointer> = addresses.iter_mut().map(|a| std::ptr::from_mut(a).cast()).collect();
         parameters.push(launch.arguments.as_ptr().cast_mut().cast());
         let [x, y, z] = launch.groups;
+        if let (true, Some(launch_with)) = (self.overlaps, self.api.launch_with) {
+            const OVERLAP: c_uint = 6; // CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION
+            let attribute = LaunchAttribute { id: OVERLAP, padding: 0, value: 1, rest: [0; 60] };
+            let config = LaunchConfig {
+                grid: [x, y, z],
+                block: [launch.threads, 1, 1],
+                shared: 0,
+                stream: self.stream(),
+                attributes: &attribute,
+                count: 1,
+            };
+            // SAFETY: as below; the configuration lives through the call.
+            let status = unsafe {
+                launch_with(&config, launch.function.0 as Pointer, parameters.as_mut_ptr(), std::ptr::null_mut())
+            };
+            return self.api.check("launch", status);
+        }
         // SAFETY: as many parameters as the declaration has, which the launch functions see to; the driver copies them.
         let status = unsafe {
             (self.api.launch)(

@@ -190,6 +190,8 @@ kernel! {
         k_norm: bool,
         /// How pairs turn.
         rope: Turn,
+        /// The one key is a latent, and the value the rotated key that belongs to it.
+        latent: bool,
     }
     threads |_| 32;
     shared |k| vec![("float", 32 * k.each as usize)];
@@ -227,7 +229,7 @@ kernel! {
         rope: Turn,
     }
     threads |_| 256;
-    shared |_| vec![("float", 24)];
+    shared |k| vec![("float", 8 + 16 * k.each as usize)];
     buffers { x: read f32, weight: read f32, positions: read u32, table: read f32, slots: read u32, pool: write u8 }
     arguments PlaceLatentArgs
 }

@@ -43,8 +43,9 @@ pub fn catalogue() -> Vec<Entry> {
         all.push(Attention { width: 1, lanes: 32, heads: 1, keys: 3, values: 3, ..heads }.entry());
         all.push(Attention { lanes: 32, heads: 2, keys: 3, values: 2, latent: true, ..heads }.entry());
         for (q_norm, rope) in [(false, Turn::No), (true, Turn::Halves), (false, Turn::Neighbours)] {
-            all.push(PlaceHeads { element, each: 4, q_norm, k_norm: q_norm, rope }.entry());
+            all.push(PlaceHeads { element, each: 4, q_norm, k_norm: q_norm, rope, latent: false }.entry());
         }
+        all.push(PlaceHeads { element, each: 18, q_norm: false, k_norm: false, rope: Turn::No, latent: true }.entry());
         all.push(PlaceLatent { element, each: 3, rope: Turn::Halves }.entry());
         all.push(PlaceLatent { element, each: 3, rope: Turn::Neighbours }.entry());
     }

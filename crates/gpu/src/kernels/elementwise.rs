@@ -156,6 +156,16 @@ impl Element {
         }
     }
 
+    /// How far a stored value may be off, relative to itself or, in bytes of int8, to the greatest of its vector.
+    pub fn rounding(self) -> f32 {
+        match self {
+            Self::F32 => 0.0,
+            Self::F16 => 1.0 / 2048.0,
+            Self::Bf16 | Self::Int8 => 1.0 / 254.0,
+            Self::Fp8 => 1.0 / 16.0,
+        }
+    }
+
     /// Whether each vector has a scale, an `f32`.
     pub fn is_scaled(self) -> bool {
         self.bytes() == 1

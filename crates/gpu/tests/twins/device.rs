@@ -10,7 +10,12 @@ pub const OPTIONS: GpuOptions = GpuOptions { kv: Element::F32, memory: 1 << 30, 
 
 /// Backends to test; none, loudly, where there is no device.
 pub fn backends() -> Vec<GpuBackend> {
-    let open = |device: Arc<dyn Device>| GpuBackend::new(device, OPTIONS).unwrap();
+    backends_with(OPTIONS)
+}
+
+/// The same with other options.
+pub fn backends_with(options: GpuOptions) -> Vec<GpuBackend> {
+    let open = |device: Arc<dyn Device>| GpuBackend::new(device, options).unwrap();
     #[cfg(not(target_os = "macos"))]
     if std::env::var("MARLIN_TEST_DEVICE").is_ok_and(|d| d == "cuda") {
         return vec![open(Arc::new(marlin_gpu::device::cuda::Cuda::open(0).unwrap()))];
