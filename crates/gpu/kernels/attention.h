@@ -122,18 +122,30 @@ FN void attention(Where at, DEVICE const float *q, DEVICE const uchar *pool, DEV
 }
 
 // Joins what the parts of the context gave: `part` [rows * heads][splits][value], `state` [rows * heads][splits] of the greatest
-// score and the sum of exponentials relative to it. Grid [rows * heads], 128 threads.
-FN void attention_join(Where at, DEVICE const float *part, DEVICE const float *state, DEVICE float *y, CONSTANT JoinArgs &a) {
-  const uint from = at.group.x * a.splits;
-  float greatest = -1e30f;
-  for (uint s = at.lane; s < a.splits; s += 32) greatest = max_f32(greatest, state[2 * (from + s)]);
+// score and the sum of exponentials relative to it. At most 128 parts. Grid [rows * heads, ceil(value / 128)], 128 threads.
+FN void attention_join(Where at, DEVICE const float *part, DEVICE const float *state, DEVICE float *y, CONSTANT JoinArgs &a, THREADGROUP float *shares) {
+  const uint from = at.group.x * a.splits, c = at.group.y * 128 + at.thread_;
+  float greatest = -1e30f, all = 0.0f;
+  float tops[4], totals[4];
+  UNROLL for (int i = 0; i < 4; i++) {
+    const uint s = at.lane + 32 * i;
+    tops[i] = s < a.splits ? state[2 * (from + s)] : -1e30f;
+    totals[i] = s < a.splits ? state[2 * (from + s) + 1] : 0.0f;
+    greatest = max_f32(greatest, tops[i]);
+  }
   greatest = simd_greatest(greatest);
-  float all = 0.0f;
-  for (uint s = at.lane; s < a.splits; s += 32) all += state[2 * (from + s) + 1] * exp_f32(state[2 * (from + s)] - greatest);
+  UNROLL for (int i = 0; i < 4; i++) {
+    tops[i] = exp_f32(tops[i] - greatest);
+    all += totals[i] * tops[i];
+  }
   const float factor = 1.0f / simd_total(all);
-  for (uint c = at.thread_; c < a.value; c += 128) {
+  if (at.simd == 0) {
+    UNROLL for (int i = 0; i < 4; i++) shares[at.lane + 32 * i] = tops[i] * factor;
+  }
+  group_barrier();
+  if (c < a.value) {
     float sum = 0.0f;
-    for (uint s = 0; s < a.splits; s++) sum += part[(from + s) * a.value + c] * exp_f32(state[2 * (from + s)] - greatest);
-    y[at.group.x * a.value + c] = sum * factor;
+    UNROLL_SOME for (uint s = 0; s < a.splits; s++) sum += part[(from + s) * a.value + c] * shares[s];
+    y[at.group.x * a.value + c] = sum;
   }
 }

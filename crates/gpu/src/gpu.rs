@@ -4,7 +4,7 @@ use crate::device::{Binding, Device, Function, Handle, Launch};
 use crate::source::{self, Access, Entry};
 use crate::{Error, Result};
 use marlin_checkpoint::Bytes;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::marker::PhantomData;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
@@ -29,6 +29,8 @@ pub struct MemoryStatistics {
 struct PoolState {
     free: BTreeMap<usize, Vec<Handle>>,
     statistics: MemoryStatistics,
+    /// Memory that recordings are bound to: how many, and its bytes if nobody else uses it any more.
+    bound: HashMap<Handle, (usize, Option<usize>)>,
 }
 
 struct Pool {
@@ -52,6 +54,11 @@ impl Pool {
     /// Memory that is in use no more.
     fn take_back(&self, handle: Handle, bytes: usize) {
         let mut state = lock(&self.state);
+        if let Some((_, left)) = state.bound.get_mut(&handle) {
+            // A replay may still read or write it.
+            *left = Some(bytes);
+            return;
+        }
         state.statistics.active -= bytes;
         if state.statistics.cached + bytes <= self.keep {
             state.statistics.cached += bytes;
@@ -67,7 +74,7 @@ struct Allocation {
     handle: Handle,
     /// What the pool counts it as.
     bytes: usize,
-    /// The host's memory, which no one else can have afterwards.
+    /// The host's memory, which no one else can have afterwards (the device frees it when it is through with it).
     borrowed: bool,
     /// The recording whose memory it is.
     recorded: Option<Arc<Private>>,
@@ -104,21 +111,39 @@ impl Drop for Private {
 
 /// Launches that the device replays at once, with the memory they write.
 pub struct Recording {
-    device: Arc<dyn Device>,
     id: u64,
-    _memory: Arc<Private>,
+    memory: Arc<Private>,
+    /// What it is bound to besides.
+    bound: HashSet<Handle>,
 }
 
 impl Drop for Recording {
     fn drop(&mut self) {
-        self.device.forget(self.id);
+        let pool = &self.memory.pool;
+        pool.device.forget(self.id);
+        for handle in &self.bound {
+            let left = {
+                let mut state = lock(&pool.state);
+                let Some((count, left)) = state.bound.get_mut(handle) else { continue };
+                *count -= 1;
+                let (last, left) = (*count == 0, *left);
+                if last {
+                    state.bound.remove(handle);
+                }
+                left.filter(|_| last)
+            };
+            if let Some(bytes) = left {
+                pool.take_back(*handle, bytes);
+            }
+        }
     }
 }
 
-/// Who records now, and into which memory.
+/// Who records now, into which memory, and what the launches so far are bound to.
 struct Recorder {
     thread: ThreadId,
     memory: Arc<Private>,
+    bound: HashSet<Handle>,
 }
 
 /// How often the device was asked for something.
@@ -292,19 +317,23 @@ impl Gpu {
 
     /// Records what `work` launches instead of running it; `None` if the device cannot. `work` may neither upload nor read
     /// nor launch a kernel that is not yet compiled. Memory that it takes belongs to the recording, so what it gives has the
-    /// values of the latest replay; memory from before must outlive the recording.
+    /// values of the latest replay. Other memory that it is bound to is kept for it.
     pub fn record<T>(&self, work: impl FnOnce() -> T) -> Result<Option<(Recording, T)>> {
         let alone = self.turn.write().unwrap_or_else(PoisonError::into_inner);
         if !self.device.begin_recording()? {
             return Ok(None);
         }
         let memory = Arc::new(Private { pool: self.pool.clone(), free: Mutex::default() });
-        *lock(&self.recorder) = Some(Recorder { thread: std::thread::current().id(), memory: memory.clone() });
+        *lock(&self.recorder) =
+            Some(Recorder { thread: std::thread::current().id(), memory: memory.clone(), bound: HashSet::new() });
         let done = work();
-        *lock(&self.recorder) = None;
-        let ended = self.device.end_recording();
+        let bound = lock(&self.recorder).take().map(|r| r.bound).unwrap_or_default();
+        let id = self.device.end_recording()?;
         drop(alone);
-        Ok(Some((Recording { device: self.device.clone(), id: ended?, _memory: memory }, done)))
+        let mut state = lock(&self.pool.state);
+        bound.iter().for_each(|handle| state.bound.entry(*handle).or_default().0 += 1);
+        drop(state);
+        Ok(Some((Recording { id, memory, bound }, done)))
     }
 
     /// Asks for all launches of a recording.
@@ -523,7 +552,12 @@ impl Gpu {
                     .ok_or_else(|| Error::Launch { kernel: name.to_owned(), why: "was not compiled".into() })?
             }
         };
-        let _turn = self.turn();
+        let turn = self.turn();
+        if turn.is_none()
+            && let Some(recorder) = lock(&self.recorder).as_mut()
+        {
+            recorder.bound.extend(bindings.iter().map(|b| b.handle));
+        }
         self.launches.fetch_add(1, Relaxed);
         let launch = Launch { function, threads, groups, bindings, arguments };
         let mut timed = lock(&self.timed);

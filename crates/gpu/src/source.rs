@@ -81,6 +81,7 @@ const FILES: &[(&str, &str)] = &[
     ("gemv.h", include_str!("../kernels/gemv.h")),
     ("trellis.h", include_str!("../kernels/trellis.h")),
     ("gemm.h", include_str!("../kernels/gemm.h")),
+    ("experts.h", include_str!("../kernels/experts.h")),
     ("simple.h", include_str!("../kernels/simple.h")),
 ];
 
@@ -89,6 +90,7 @@ fn needs(file: &str) -> &'static [&'static str] {
     match file {
         "gemv.h" => &["weights.h"],
         "gemm.h" | "simple.h" => &["weights.h", "trellis.h"],
+        "experts.h" => &["weights.h", "trellis.h", "gemm.h"],
         _ => &[],
     }
 }

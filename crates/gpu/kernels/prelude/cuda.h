@@ -29,11 +29,12 @@ FN Where here() {
 }
 
 // Every kernel begins so. From Hopper on the next kernel of the stream may already take its place while this one runs, and waits
-// for its end here: what a launch costs is spent meanwhile (programmatic dependent launch).
+// for its end here: what a launch costs is spent meanwhile (programmatic dependent launch). The next but one does not, because the
+// next says that it has begun only when it has waited: otherwise kernels to come would fill the cores.
 FN void begin() {
 #if __CUDA_ARCH__ >= 900
-  asm volatile("griddepcontrol.launch_dependents;");
   asm volatile("griddepcontrol.wait;" ::: "memory");
+  asm volatile("griddepcontrol.launch_dependents;");
 #endif
 }
 

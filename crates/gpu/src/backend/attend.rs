@@ -246,7 +246,14 @@ impl GpuBackend {
         kernel.launch(gpu, grid, &q.data, pool, &batch.places(), &batch.blocks(), &part, &state, &args)?;
         if splits > 1 {
             let args = JoinArgs { splits: splits as u32, value: value as u32 };
-            AttentionJoin {}.launch(gpu, [(rows * heads) as u32, 1, 1], &part, &state, &y.data, &args)?;
+            AttentionJoin {}.launch(
+                gpu,
+                [(rows * heads) as u32, value.div_ceil(128) as u32, 1],
+                &part,
+                &state,
+                &y.data,
+                &args,
+            )?;
         }
         Ok(y)
     }

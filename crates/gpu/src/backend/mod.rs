@@ -60,6 +60,8 @@ pub struct GpuRouting {
     rows: usize,
     slots: usize,
     experts: Slice<u32>,
+    /// Each expert twice: the numbers of its gate and of its up projection among both.
+    both: Slice<u32>,
     weights: Slice<f32>,
 }
 
@@ -399,6 +401,7 @@ impl Backend for GpuBackend {
             rows: x.rows,
             slots: rule.top_k,
             experts: self.gpu.uninitialised(x.rows * rule.top_k)?,
+            both: self.gpu.uninitialised(2 * x.rows * rule.top_k)?,
             weights: self.gpu.uninitialised(x.rows * rule.top_k)?,
         };
         let kernel = Route {
@@ -416,7 +419,8 @@ impl Backend for GpuBackend {
             scale: rule.scale,
         };
         let biases = bias.map_or(&self.none, |b| &b.data);
-        kernel.launch(&self.gpu, [x.rows as u32, 1, 1], &logits, biases, &routing.experts, &routing.weights, &args)?;
+        let GpuRouting { experts, both, weights, .. } = &routing;
+        kernel.launch(&self.gpu, [x.rows as u32, 1, 1], &logits, biases, experts, both, weights, &args)?;
         Ok(routing)
     }
 

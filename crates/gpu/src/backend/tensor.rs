@@ -54,19 +54,19 @@ impl GpuBackend {
     /// RMS norm of every group of `width` columns; an addend of `x` is added by the same kernel if groups are rows.
     pub(super) fn normed(&self, x: &Tensor, weight: &Slice<f32>, width: usize, eps: f32) -> Result<Tensor> {
         let y = self.uninitialised(x.rows, x.cols)?;
-        let kernel = RmsNorm { simds: if width <= 512 { 1 } else { 8 }, residual: false };
         let args = RmsNormArgs { width: width as u32, eps };
         let groups = [(x.rows * (x.cols / width)) as u32, 1, 1];
         match &x.addend {
             Some(addend) if width == x.cols && addend.sum.get().is_none() => {
                 let sum = self.gpu.uninitialised(x.rows * x.cols)?;
-                let kernel = RmsNorm { residual: true, ..kernel };
+                let kernel = RmsNorm::of(width, true);
                 kernel.launch(&self.gpu, groups, &x.data, &addend.second, weight, &sum, &y.data, &args)?;
                 addend.sum.get_or_init(|| sum);
             }
             _ => {
                 let x = self.settled(x)?;
                 let unused = self.gpu.uninitialised(1)?;
+                let kernel = RmsNorm::of(width, false);
                 kernel.launch(&self.gpu, groups, &x.data, &self.none, weight, &unused, &y.data, &args)?;
             }
         }

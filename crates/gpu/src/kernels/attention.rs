@@ -71,10 +71,10 @@ arguments! {
 }
 
 kernel! {
-    /// Joins the parts that [`Attention`] made with `split`. Grid `[rows * heads]`.
+    /// Joins the parts, at most 128, that [`Attention`] made with `split`. Grid `[rows * heads, ceil(value / 128)]`.
     AttentionJoin = "attention_join" in "attention.h" {}
     threads |_| 128;
-    shared |_| Vec::new();
+    shared |_| vec![("float", 128)];
     buffers { part: read f32, state: read f32, y: write f32 }
     arguments JoinArgs
 }

@@ -8,9 +8,9 @@ use marlin_checkpoint::weight::Codebook;
 /// bits, all sizes of rotations.
 pub fn catalogue() -> Vec<Entry> {
     let mut all = Vec::new();
-    for simds in [1, 8] {
+    for width in [100, 333, 1536, 4096, 5001] {
         for residual in [false, true] {
-            all.push(RmsNorm { simds, residual }.entry());
+            all.push(RmsNorm::of(width, residual).entry());
         }
     }
     let plain = Around { block: 1, output: false, scale: false, order: false, bias: false, indexed: false };
@@ -62,6 +62,7 @@ pub fn catalogue() -> Vec<Entry> {
     }
     all.push(Argmax { simds: 8 }.entry());
     all.extend([GreedyPart {}.entry(), GreedyJoin {}.entry(), TakeTokens {}.entry(), CopyWords {}.entry()]);
+    all.extend([SwigluPairs {}.entry(), SortPairs {}.entry(), ExpertTiles {}.entry()]);
     for weight in weight_types() {
         all.push(DecodeRows { weight }.entry());
         all.push(Gemv { weight, m: 1, r: 4, simds: 4, bias: true, experts: false }.entry());
@@ -71,6 +72,7 @@ pub fn catalogue() -> Vec<Entry> {
     for weight in [weight_types()[0], weight_types()[8]] {
         all.push(Gemv { weight, m: 4, r: 2, simds: 4, bias: false, experts: false }.entry());
         all.push(Gemv { weight, m: 1, r: 4, simds: 4, bias: false, experts: true }.entry());
+        all.push(ExpertGemm { weight }.entry());
     }
     for bits in 1..=8 {
         // Bits and codebooks are independent of each other.
@@ -78,6 +80,7 @@ pub fn catalogue() -> Vec<Entry> {
         all.push(TrellisGemv { bits, book, m: 1, tiles: 2, simds: 8, experts: bits == 3 }.entry());
         all.push(TrellisGemm { bits, book }.entry());
         all.push(SimpleTrellis { bits, book }.entry());
+        all.push(ExpertTrellisGemm { bits, book }.entry());
     }
     all.push(TrellisGemv { bits: 3, book: Book(Codebook::Mul1), m: 4, tiles: 1, simds: 8, experts: false }.entry());
     all

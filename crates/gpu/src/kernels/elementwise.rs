@@ -56,6 +56,15 @@ kernel! {
 }
 
 kernel! {
+    /// `silu(gate) * up`, where rows of `x` are gate and up in turns; `rows` of `y`.
+    SwigluPairs = "swiglu_pairs" in "elementwise.h" {}
+    threads |_| 256;
+    shared |_| Vec::new();
+    buffers { x: read f32, y: write f32 }
+    arguments RowsArgs
+}
+
+kernel! {
     /// `x + z`.
     Add = "add" in "elementwise.h" {}
     threads |_| 256;

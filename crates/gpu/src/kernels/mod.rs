@@ -7,6 +7,7 @@
 mod attention;
 mod catalogue;
 mod elementwise;
+mod experts;
 mod linear;
 mod norm;
 mod route;
@@ -16,6 +17,7 @@ mod weights;
 pub use attention::*;
 pub use catalogue::{catalogue, weight_types};
 pub use elementwise::*;
+pub use experts::*;
 pub use linear::*;
 pub use norm::*;
 pub use route::*;
@@ -237,7 +239,7 @@ pub(crate) fn structures(file: &str) -> Vec<Structures> {
         };
     }
     each!(RmsNorm Around Swiglu Add Gated Columns Gather Combine Rope Attention AttentionJoin LatentIn LatentOut PlaceHeads PlaceLatent Route Argmax);
-    each!(GreedyPart GreedyJoin TakeTokens CopyWords);
+    each!(GreedyPart GreedyJoin TakeTokens CopyWords SwigluPairs SortPairs ExpertTiles ExpertGemm ExpertTrellisGemm);
     each!(DecodeRows Gemv TrellisGemv Gemm TrellisGemm SimpleLinear SimpleTrellis);
     found
 }

@@ -384,7 +384,7 @@ fn times_are_kept_by_kernel() {
         let times = gpu.stop_timing().unwrap();
         let mut found: Vec<_> = times.iter().map(|t| (t.kernel.as_str(), t.launches)).collect();
         found.sort_unstable();
-        assert_eq!(found, [("mm_rms_norm_1_n", 2), ("mm_swiglu", 1)]);
+        assert_eq!(found, [("mm_rms_norm_1_1_4_n", 2), ("mm_swiglu", 1)]);
         assert!(times.iter().all(|t| t.seconds >= 0.0 && t.bytes >= 480 && t.seconds <= times[0].seconds));
         assert!(!gpu.is_timing());
     }
