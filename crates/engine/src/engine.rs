@@ -5,9 +5,9 @@ use crate::{
     BlockPool, EngineOptions, Error, Event, FinishReason, Finished, Generation, KvSizing, Limits, Plan, PoolStats,
     Request, RequestId, Result, Scheduler, Usage,
 };
-use marlin_backend::{Backend, Sample, SampleRow, SequenceStep, Step, Token};
+use marlin_backend::{Backend, Observer, Sample, SampleRow, SequenceStep, Step, Token};
 use marlin_checkpoint::text::Tokenizer;
-use marlin_models::Model;
+use marlin_models::{Model, NanGuard};
 use std::collections::HashMap;
 use std::hash::{BuildHasher, Hasher};
 use std::sync::Arc;
@@ -301,7 +301,8 @@ impl<B: Backend> Engine<B> {
         let (step, rows) = self.build(plan);
         let b = self.backend.as_ref();
         let batch = b.begin(&step, &self.kv, None)?;
-        let logits = self.model.forward(b, &batch, &self.kv, None)?;
+        let guard: Option<&dyn Observer<B>> = if self.options.guard { Some(&NanGuard) } else { None };
+        let logits = self.model.forward(b, &batch, &self.kv, guard)?;
         let samples = if rows.is_empty() { None } else { Some(b.sample(&logits, &rows)?) };
         b.submit()?;
         self.counts.steps += 1;

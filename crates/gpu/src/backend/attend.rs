@@ -204,10 +204,12 @@ impl GpuBackend {
         // As many query heads to a threadgroup as its lanes have registers for.
         let together = match (keys + values) * width {
             ..=16 if share > 2 => 4,
+            // With many rows, what is read of the pool is what limits.
+            ..=40 if share > 2 && rows > 16 => 4,
             ..=40 if share > 1 => 2,
             _ => 1,
         };
-        let simds = 4;
+        let simds = if together * values * lanes * width > 1024 { 2 } else { 4 };
         let groups = kv_heads * share.div_ceil(together);
         // Enough threadgroups for every core to have some, if each still has something to do.
         let least = simds * (32 / lanes) * AHEAD;

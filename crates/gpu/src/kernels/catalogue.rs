@@ -42,6 +42,10 @@ pub fn catalogue() -> Vec<Entry> {
         all.push(Attention { split: false, ..heads }.entry());
         all.push(Attention { width: 1, lanes: 32, heads: 1, keys: 3, values: 3, ..heads }.entry());
         all.push(Attention { lanes: 32, heads: 2, keys: 3, values: 2, latent: true, ..heads }.entry());
+        all.push(
+            Attention { simds: 2, lanes: 32, heads: 4, keys: 3, values: 2, latent: true, split: false, ..heads }
+                .entry(),
+        );
         for (q_norm, rope) in [(false, Turn::No), (true, Turn::Halves), (false, Turn::Neighbours)] {
             all.push(PlaceHeads { element, each: 4, q_norm, k_norm: q_norm, rope, latent: false }.entry());
         }
