@@ -98,6 +98,8 @@ pub trait Backend: Send + Sync + Sized + 'static {
     type Routing: Send + Sync + 'static;
     /// Tokens chosen by [`Backend::sample`].
     type Samples: Clone + Send + Sync + 'static;
+    /// What a backend remembers of a model's steps, to enqueue them faster; kept by the model.
+    type Recordings: Default + Send + Sync + 'static;
 
     /// What the device is called.
     fn name(&self) -> String;
@@ -116,6 +118,10 @@ pub trait Backend: Send + Sync + Sized + 'static {
     fn kv(&self, spec: KvSpec) -> Result<Self::Kv>;
     /// Bytes the pool `spec` takes.
     fn kv_bytes(&self, spec: &KvSpec) -> usize;
+    /// Bytes of the memory of its own that a KV pool may still take; `None` if it uses the host's.
+    fn free_memory(&self) -> Option<usize> {
+        None
+    }
 
     // Primitives.
 
@@ -218,6 +224,19 @@ pub trait Backend: Send + Sync + Sized + 'static {
     fn read_routing(&self, routing: &Self::Routing) -> Result<Vec<Vec<(u32, f32)>>>;
     /// The projections of expert `index`, for observation.
     fn expert<'a>(&self, experts: &'a Self::Experts, index: usize) -> [&'a Self::Linear; 3];
+
+    /// What `forward` computes for a step; a backend may write down what that enqueues, and enqueue it again for a step of the
+    /// same shape without asking. `forward` must do the same whenever it is called: `recordings` belong to it.
+    fn whole<E: From<crate::Error>>(
+        &self,
+        recordings: &Self::Recordings,
+        batch: &Self::Batch,
+        kv: &Self::Kv,
+        forward: impl Fn(&Self::Batch) -> std::result::Result<Self::Tensor, E>,
+    ) -> std::result::Result<Self::Tensor, E> {
+        let _ = (recordings, kv);
+        forward(batch)
+    }
 
     // Blocks; see `blocks` for what they compute.
 

@@ -103,6 +103,7 @@ impl<B: Backend> Backend for Deferred<B> {
     type Batch = Later<B::Batch>;
     type Routing = DeferredRouting<B>;
     type Samples = Later<B::Samples>;
+    type Recordings = ();
 
     fn name(&self) -> String {
         format!("deferred {}", self.inner.name())
@@ -132,6 +133,10 @@ impl<B: Backend> Backend for Deferred<B> {
 
     fn kv_bytes(&self, spec: &KvSpec) -> usize {
         self.inner.kv_bytes(spec)
+    }
+
+    fn free_memory(&self) -> Option<usize> {
+        self.inner.free_memory()
     }
 
     fn begin(&self, step: &Step, kv: &Self::Kv, previous: Option<&Self::Samples>) -> Result<Self::Batch> {

@@ -67,6 +67,11 @@ impl SampleRow {
             vocab,
         }
     }
+
+    /// Whether the most probable token is chosen from the logits as they are, and nothing is reported but it.
+    pub fn is_plainly_greedy(&self) -> bool {
+        self.temperature < GREEDY && self.seen.is_empty() && self.logit_bias.is_empty() && self.top_logprobs == 0
+    }
 }
 
 /// A chosen token.

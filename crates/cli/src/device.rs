@@ -8,7 +8,7 @@ use marlin_backend::Backend;
 use marlin_backend::fallback::Snapshot;
 use marlin_cpu::{Cpu, CpuBackend, CpuOptions, KvType, bandwidth};
 use marlin_gpu::kernels::Element;
-use marlin_gpu::{GpuBackend, GpuOptions};
+use marlin_gpu::{GpuBackend, GpuOptions, KernelTime};
 use std::sync::Arc;
 
 /// A backend that commands can run models on.
@@ -17,6 +17,14 @@ pub trait Runs: Backend {
     fn slower(&self) -> Snapshot;
     /// Bytes a second that its memory gives, measured over so many.
     fn bytes_per_second(&self, region: usize) -> Result<f64>;
+    /// Begins to keep the times of kernels; false where there are none to be kept.
+    fn start_timing(&self) -> bool {
+        false
+    }
+    /// The times kept, longest first.
+    fn stop_timing(&self) -> Result<Vec<KernelTime>> {
+        Ok(Vec::new())
+    }
 }
 
 impl Runs for CpuBackend {
@@ -36,6 +44,15 @@ impl Runs for GpuBackend {
 
     fn bytes_per_second(&self, region: usize) -> Result<f64> {
         Ok(GpuBackend::bytes_per_second(self, region).map_err(marlin_backend::Error::from)?)
+    }
+
+    fn start_timing(&self) -> bool {
+        self.gpu().start_timing();
+        true
+    }
+
+    fn stop_timing(&self) -> Result<Vec<KernelTime>> {
+        Ok(self.gpu().stop_timing().map_err(marlin_backend::Error::from)?)
     }
 }
 
@@ -129,12 +146,13 @@ fn gpu(args: &EngineArgs, wanted: Option<Device>) -> std::result::Result<GpuBack
         KvType::Auto | KvType::Bf16 => Element::Bf16,
         KvType::F32 => Element::F32,
         KvType::F16 => Element::F16,
-        KvType::Int8 | KvType::Fp8 => return asked("KV memory in bytes is the CPU's only"),
+        KvType::Int8 => Element::Int8,
+        KvType::Fp8 => Element::Fp8,
     };
     let device = find(wanted)?;
     // Some memory is left to others.
     let memory = device.info().memory / 16 * 15;
-    GpuBackend::open(device, GpuOptions { kv, memory, threads: args.threads })
+    GpuBackend::open(device, GpuOptions { kv, memory, threads: args.threads, record: true })
         .map_err(|error| Unusable { why: error.to_string(), absent: false })
 }
 

@@ -161,6 +161,7 @@ pub fn load_checkpoint<B: Runs>(
     let options = EngineOptions {
         context: context.context.or(options.context),
         kv_tokens: context.kv_tokens.or(options.kv_tokens),
+        guard: args.guard,
         ..options
     };
     let eos = checkpoint.generation.eos.clone();

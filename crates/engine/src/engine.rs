@@ -5,9 +5,9 @@ use crate::{
     BlockPool, EngineOptions, Error, Event, FinishReason, Finished, Generation, KvSizing, Limits, Plan, PoolStats,
     Request, RequestId, Result, Scheduler, Usage,
 };
-use marlin_backend::{Backend, Sample, SampleRow, SequenceStep, Step, Token};
+use marlin_backend::{Backend, Observer, Sample, SampleRow, SequenceStep, Step, Token};
 use marlin_checkpoint::text::Tokenizer;
-use marlin_models::Model;
+use marlin_models::{Model, NanGuard};
 use std::collections::HashMap;
 use std::hash::{BuildHasher, Hasher};
 use std::sync::Arc;
@@ -93,7 +93,11 @@ impl<B: Backend> Engine<B> {
     ) -> Result<Self> {
         options.check()?;
         let block_bytes = backend.kv_bytes(&model.kv_spec(options.block_size, 1));
-        let sizing = options.size_kv(model.info().max_positions, block_bytes, available_memory())?;
+        let sizing = options.size_kv(
+            model.info().max_positions,
+            block_bytes,
+            backend.free_memory().or_else(available_memory),
+        )?;
         let kv = backend.kv(model.kv_spec(sizing.block_size, sizing.blocks as usize))?;
         let pool = BlockPool::new(sizing.blocks, sizing.block_size, options.prefix_cache);
         let limits = Limits { max_batch: options.max_batch, chunk: options.prefill_chunk, context: sizing.wanted };
@@ -297,7 +301,8 @@ impl<B: Backend> Engine<B> {
         let (step, rows) = self.build(plan);
         let b = self.backend.as_ref();
         let batch = b.begin(&step, &self.kv, None)?;
-        let logits = self.model.forward(b, &batch, &self.kv, None)?;
+        let guard: Option<&dyn Observer<B>> = if self.options.guard { Some(&NanGuard) } else { None };
+        let logits = self.model.forward(b, &batch, &self.kv, guard)?;
         let samples = if rows.is_empty() { None } else { Some(b.sample(&logits, &rows)?) };
         b.submit()?;
         self.counts.steps += 1;

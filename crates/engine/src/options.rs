@@ -22,6 +22,9 @@ pub struct EngineOptions {
     pub prefix_cache: bool,
     /// Bytes of logits that scoring asks for at once.
     pub logits_memory: usize,
+    /// Whether every linear's output is looked at, and a request whose pass computes something that is not a number fails with
+    /// the name of the first such layer. Slow.
+    pub guard: bool,
 }
 
 impl Default for EngineOptions {
@@ -35,6 +38,7 @@ impl Default for EngineOptions {
             prefill_chunk: 512,
             prefix_cache: true,
             logits_memory: 32 << 20,
+            guard: false,
         }
     }
 }

@@ -97,6 +97,23 @@ pub struct Simulated {
     order: Order,
     memory: Mutex<HashMap<u64, Memory>>,
     functions: Mutex<Vec<Compiled>>,
+    recordings: Mutex<Recordings>,
+}
+
+/// A launch that is to be run later.
+struct Later {
+    function: Function,
+    threads: u32,
+    groups: [u32; 3],
+    bindings: Vec<Binding>,
+    arguments: Vec<u8>,
+}
+
+#[derive(Default)]
+struct Recordings {
+    open: Option<Vec<Later>>,
+    made: HashMap<u64, Arc<Vec<Later>>>,
+    next: u64,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -118,7 +135,8 @@ impl Simulated {
             cores: 2,
             longest_buffer: 1 << 31,
         };
-        Self { info, order, memory: Mutex::default(), functions: Mutex::default() }
+        let (memory, functions, recordings) = (Mutex::default(), Mutex::default(), Mutex::default());
+        Self { info, order, memory, functions, recordings }
     }
 
     /// Why it cannot run here, if it cannot: there is no compiler.
@@ -282,7 +300,39 @@ impl Device for Simulated {
             .collect()
     }
 
+    fn begin_recording(&self) -> Result<bool> {
+        lock(&self.recordings).open = Some(Vec::new());
+        Ok(true)
+    }
+
+    fn end_recording(&self) -> Result<u64> {
+        let mut all = lock(&self.recordings);
+        let made = all.open.take().ok_or_else(|| device("nothing is recorded"))?;
+        all.next += 1;
+        let number = all.next;
+        all.made.insert(number, Arc::new(made));
+        Ok(number)
+    }
+
+    fn replay(&self, recording: u64) -> Result<()> {
+        let all = lock(&self.recordings).made.get(&recording).cloned();
+        all.ok_or_else(|| device("no such recording"))?.iter().try_for_each(|l| {
+            let Later { function, threads, groups, .. } = *l;
+            self.launch(&Launch { function, threads, groups, bindings: &l.bindings, arguments: &l.arguments })
+        })
+    }
+
+    fn forget(&self, recording: u64) {
+        lock(&self.recordings).made.remove(&recording);
+    }
+
     fn launch(&self, launch: &Launch) -> Result<()> {
+        if let Some(open) = &mut lock(&self.recordings).open {
+            let Launch { function, threads, groups, .. } = *launch;
+            let (bindings, arguments) = (launch.bindings.to_vec(), launch.arguments.to_vec());
+            open.push(Later { function, threads, groups, bindings, arguments });
+            return Ok(());
+        }
         let compiled = lock(&self.functions).get(launch.function.0 as usize).cloned();
         let Compiled { name, kernel, module } = compiled.ok_or_else(|| device("no such kernel"))?;
         let raw = |b: &Binding| -> Result<RawBinding> {

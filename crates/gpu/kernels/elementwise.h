@@ -6,6 +6,15 @@ FN void swiglu(Where at, DEVICE const float *gate, DEVICE const float *up, DEVIC
   if (i < a.count) y[i] = silu(gate[i]) * up[i];
 }
 
+// Rows 2 p of x are gates, rows 2 p + 1 what they are for.
+FN void swiglu_pairs(Where at, DEVICE const float *x, DEVICE float *y, CONSTANT RowsArgs &a) {
+  const uint i = at.group.x * 256 + at.thread_;
+  if (i < a.rows * a.cols) {
+    const uint gate = 2 * (i / a.cols) * a.cols + i % a.cols;
+    y[i] = silu(x[gate]) * x[gate + a.cols];
+  }
+}
+
 FN void add(Where at, DEVICE const float *x, DEVICE const float *z, DEVICE float *y, CONSTANT CountArgs &a) {
   const uint i = at.group.x * 256 + at.thread_;
   if (i < a.count) y[i] = x[i] + z[i];

@@ -1,6 +1,7 @@
 // Experts of each row by the router's logits: one simdgroup a row, up to 32 * EACH experts, lane l holding l, l + 32, ....
 // Scores are sigmoids or a softmax; the choice adds the bias and, with groups, keeps the best top_groups by the sum of their
-// two best; weights are the scores alone. Ties go to the lower index.
+// two best; weights are the scores alone. Ties go to the lower index. `both` has each expert twice, the second time numbered as
+// the up projections are that are stacked behind the gate projections.
 FN void better(THREAD float &value, THREAD uint &at, float v, uint i) {
   if (v > value || (v == value && i < at)) {
     value = v;
@@ -16,7 +17,7 @@ FN void best_of_simd(THREAD float &value, THREAD uint &index) {
 }
 
 template <int EACH, bool SIGMOID, bool BIAS, bool GROUPS>
-FN void route(Where at, DEVICE const float *logits, DEVICE const float *bias, DEVICE uint *experts, DEVICE float *weights,
+FN void route(Where at, DEVICE const float *logits, DEVICE const float *bias, DEVICE uint *experts, DEVICE uint *both, DEVICE float *weights,
               CONSTANT RouteArgs &a) {
   const uint row = at.group.x;
   DEVICE const float *in = logits + row * a.experts;
@@ -95,6 +96,8 @@ FN void route(Where at, DEVICE const float *logits, DEVICE const float *bias, DE
     if (at.lane == slot) {
       mine = chosen;
       experts[row * a.top_k + slot] = index;
+      both[2 * (row * a.top_k + slot)] = index;
+      both[2 * (row * a.top_k + slot) + 1] = index + a.experts;
     }
   }
   if (at.lane < a.top_k) weights[row * a.top_k + at.lane] = mine / (a.normalise != 0 ? total + 1e-20f : 1.0f) * a.scale;
@@ -119,4 +122,49 @@ FN void argmax(Where at, DEVICE const float *x, DEVICE uint *place, CONSTANT Arg
     for (uint s = 1; s < SIMDS; s++) better(value, index, values[s], places[s]);
     place[at.group.x] = index == ~0u ? 0u : index;
   }
+}
+
+// Pairs (index[p] is the matrix of pair p) sorted by matrix, in order otherwise; one simdgroup for each matrix.
+FN void sort_pairs(Where at, DEVICE const uint *index, DEVICE uint *order, DEVICE uint *starts, CONSTANT SortArgs &a) {
+  const uint mine = at.group.x;
+  float before = 0.0f;  // exact below 2^24
+  for (uint p = at.lane; p < a.pairs; p += 32) before += index[p] < mine ? 1.0f : 0.0f;
+  const uint start = uint(simd_total(before));
+  uint next = start;
+  for (uint base = 0; base < a.pairs; base += 32) {
+    const uint p = base + at.lane;
+    const uint is = p < a.pairs && index[p] == mine ? 1u : 0u;
+    uint rank = is;  // how many up to this lane
+    UNROLL for (uint step = 1; step < 32; step *= 2) {
+      const uint other = lane_value(rank, at.lane >= step ? at.lane - step : at.lane);
+      if (at.lane >= step) rank += other;
+    }
+    if (is != 0) order[next + rank - 1] = p;
+    next += lane_value(rank, 31u);
+  }
+  if (at.lane == 0) {
+    starts[mine] = start;
+    if (mine + 1 == a.experts) starts[a.experts] = next;
+  }
+}
+
+// Three words a tile. Threads take runs of matrices.
+FN void expert_tiles(Where at, DEVICE const uint *starts, DEVICE uint *tiles, CONSTANT SortArgs &a, THREADGROUP uint *counts) {
+  const uint run = round_up(a.experts, 256), from = at.thread_ * run, end = from + run < a.experts ? from + run : a.experts;
+  uint own = 0;
+  for (uint e = from; e < end; e++) own += round_up(starts[e + 1] - starts[e], 64);
+  counts[at.thread_] = own;
+  group_barrier();
+  uint to = 0;
+  for (uint t = 0; t < at.thread_; t++) to += counts[t];
+  if (at.thread_ == 255) counts[256] = to + own;
+  group_barrier();
+  for (uint e = from; e < end; e++)
+    for (uint p = starts[e]; p < starts[e + 1]; p += 64) {
+      tiles[3 * to] = e;
+      tiles[3 * to + 1] = p;
+      tiles[3 * to + 2] = starts[e + 1] - p < 64 ? starts[e + 1] - p : 64u;
+      to++;
+    }
+  for (uint t = counts[256] + at.thread_; t < a.tiles; t += 256) tiles[3 * t] = ~0u;
 }

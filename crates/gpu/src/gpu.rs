@@ -4,9 +4,11 @@ use crate::device::{Binding, Device, Function, Handle, Launch};
 use crate::source::{self, Access, Entry};
 use crate::{Error, Result};
 use marlin_checkpoint::Bytes;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::marker::PhantomData;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
+use std::thread::ThreadId;
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
@@ -27,6 +29,8 @@ pub struct MemoryStatistics {
 struct PoolState {
     free: BTreeMap<usize, Vec<Handle>>,
     statistics: MemoryStatistics,
+    /// Memory that recordings are bound to: how many, and its bytes if nobody else uses it any more.
+    bound: HashMap<Handle, (usize, Option<usize>)>,
 }
 
 struct Pool {
@@ -46,26 +50,131 @@ impl Drop for Pool {
     }
 }
 
+impl Pool {
+    /// Memory that is in use no more.
+    fn take_back(&self, handle: Handle, bytes: usize) {
+        let mut state = lock(&self.state);
+        if let Some((_, left)) = state.bound.get_mut(&handle) {
+            // A replay may still read or write it.
+            *left = Some(bytes);
+            return;
+        }
+        state.statistics.active -= bytes;
+        if state.statistics.cached + bytes <= self.keep {
+            state.statistics.cached += bytes;
+            state.free.entry(bytes).or_default().push(handle);
+        } else {
+            self.device.free(handle);
+        }
+    }
+}
+
 struct Allocation {
     pool: Arc<Pool>,
     handle: Handle,
     /// What the pool counts it as.
     bytes: usize,
-    /// The host's memory, which no one else can have afterwards.
+    /// The host's memory, which no one else can have afterwards (the device frees it when it is through with it).
     borrowed: bool,
+    /// The recording whose memory it is.
+    recorded: Option<Arc<Private>>,
 }
 
 impl Drop for Allocation {
     fn drop(&mut self) {
+        if let Some(private) = &self.recorded {
+            lock(&private.free).entry(self.bytes).or_default().push(self.handle);
+            return;
+        }
+        if !self.borrowed {
+            return self.pool.take_back(self.handle, self.bytes);
+        }
         let mut state = lock(&self.pool.state);
         state.statistics.active -= self.bytes;
-        if !self.borrowed && state.statistics.cached + self.bytes <= self.pool.keep {
-            state.statistics.cached += self.bytes;
-            state.free.entry(self.bytes).or_default().push(self.handle);
-        } else {
-            self.pool.device.free(self.handle);
+        self.pool.device.free(self.handle);
+    }
+}
+
+/// Memory that a recording writes whenever it is replayed: nobody else may have it as long as the recording exists.
+struct Private {
+    pool: Arc<Pool>,
+    free: Mutex<BTreeMap<usize, Vec<Handle>>>,
+}
+
+impl Drop for Private {
+    fn drop(&mut self) {
+        for (bytes, handles) in std::mem::take(&mut *lock(&self.free)) {
+            handles.into_iter().for_each(|handle| self.pool.take_back(handle, bytes));
         }
     }
+}
+
+/// Launches that the device replays at once, with the memory they write.
+pub struct Recording {
+    id: u64,
+    memory: Arc<Private>,
+    /// What it is bound to besides.
+    bound: HashSet<Handle>,
+}
+
+impl Drop for Recording {
+    fn drop(&mut self) {
+        let pool = &self.memory.pool;
+        pool.device.forget(self.id);
+        for handle in &self.bound {
+            let left = {
+                let mut state = lock(&pool.state);
+                let Some((count, left)) = state.bound.get_mut(handle) else { continue };
+                *count -= 1;
+                let (last, left) = (*count == 0, *left);
+                if last {
+                    state.bound.remove(handle);
+                }
+                left.filter(|_| last)
+            };
+            if let Some(bytes) = left {
+                pool.take_back(*handle, bytes);
+            }
+        }
+    }
+}
+
+/// Who records now, into which memory, and what the launches so far are bound to.
+struct Recorder {
+    thread: ThreadId,
+    memory: Arc<Private>,
+    bound: HashSet<Handle>,
+}
+
+/// How often the device was asked for something.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
+pub struct Counts {
+    /// Kernels launched one by one.
+    pub launches: u64,
+    /// Recordings replayed.
+    pub replays: u64,
+    /// Times the host waited for results.
+    pub waits: u64,
+}
+
+/// What launches of one kernel took while times were kept.
+#[derive(Clone, Debug, PartialEq, serde::Serialize)]
+pub struct KernelTime {
+    /// The entry point's name.
+    pub kernel: String,
+    /// Launches.
+    pub launches: usize,
+    /// Seconds, all launches together.
+    pub seconds: f64,
+    /// Bytes of the memory that they were bound to, all launches together.
+    pub bytes: u64,
+}
+
+/// One launch and the marks before and after it.
+struct Timed {
+    kernel: String,
+    marks: [u64; 2],
+    bytes: u64,
 }
 
 /// Memory of the device. It returns to the pool with the last clone.
@@ -156,13 +265,116 @@ pub struct Gpu {
     device: Arc<dyn Device>,
     pool: Arc<Pool>,
     functions: Mutex<HashMap<String, Function>>,
+    /// Held by whoever asks the device for something, alone by whoever records.
+    turn: RwLock<()>,
+    recorder: Mutex<Option<Recorder>>,
+    launches: AtomicU64,
+    replays: AtomicU64,
+    waits: AtomicU64,
+    /// Launches whose times are kept.
+    timed: Mutex<Option<Vec<Timed>>>,
 }
 
 impl Gpu {
     /// `device` with at most `cap` bytes in use.
     pub fn new(device: Arc<dyn Device>, cap: usize) -> Self {
         let pool = Pool { device: device.clone(), state: Mutex::default(), cap, keep: cap / 8 };
-        Self { device, pool: Arc::new(pool), functions: Mutex::default() }
+        Self {
+            device,
+            pool: Arc::new(pool),
+            functions: Mutex::default(),
+            turn: RwLock::default(),
+            recorder: Mutex::default(),
+            launches: AtomicU64::new(0),
+            replays: AtomicU64::new(0),
+            waits: AtomicU64::new(0),
+            timed: Mutex::default(),
+        }
+    }
+
+    /// The memory of the recording that this thread makes, if it does.
+    fn recording(&self) -> Option<Arc<Private>> {
+        let here = std::thread::current().id();
+        lock(&self.recorder).as_ref().filter(|r| r.thread == here).map(|r| r.memory.clone())
+    }
+
+    /// Waits until no other thread records.
+    fn turn(&self) -> Option<RwLockReadGuard<'_, ()>> {
+        match self.recording() {
+            Some(_) => None,
+            None => Some(self.turn.read().unwrap_or_else(PoisonError::into_inner)),
+        }
+    }
+
+    /// Refuses, while this thread records, what cannot be replayed.
+    fn not_recorded(&self, what: &str) -> Result<Option<RwLockReadGuard<'_, ()>>> {
+        let turn = self.turn();
+        if turn.is_none() {
+            return Err(Error::Device(format!("{what} cannot be replayed")));
+        }
+        Ok(turn)
+    }
+
+    /// Records what `work` launches instead of running it; `None` if the device cannot. `work` may neither upload nor read
+    /// nor launch a kernel that is not yet compiled. Memory that it takes belongs to the recording, so what it gives has the
+    /// values of the latest replay. Other memory that it is bound to is kept for it.
+    pub fn record<T>(&self, work: impl FnOnce() -> T) -> Result<Option<(Recording, T)>> {
+        let alone = self.turn.write().unwrap_or_else(PoisonError::into_inner);
+        if !self.device.begin_recording()? {
+            return Ok(None);
+        }
+        let memory = Arc::new(Private { pool: self.pool.clone(), free: Mutex::default() });
+        *lock(&self.recorder) =
+            Some(Recorder { thread: std::thread::current().id(), memory: memory.clone(), bound: HashSet::new() });
+        let done = work();
+        let bound = lock(&self.recorder).take().map(|r| r.bound).unwrap_or_default();
+        let id = self.device.end_recording()?;
+        drop(alone);
+        let mut state = lock(&self.pool.state);
+        bound.iter().for_each(|handle| state.bound.entry(*handle).or_default().0 += 1);
+        drop(state);
+        Ok(Some((Recording { id, memory, bound }, done)))
+    }
+
+    /// Asks for all launches of a recording.
+    pub fn replay(&self, recording: &Recording) -> Result<()> {
+        let _turn = self.not_recorded("a replay")?;
+        self.replays.fetch_add(1, Relaxed);
+        self.device.replay(recording.id)
+    }
+
+    /// How often the device was asked for something.
+    pub fn counts(&self) -> Counts {
+        let [launches, replays, waits] = [&self.launches, &self.replays, &self.waits].map(|n| n.load(Relaxed));
+        Counts { launches, replays, waits }
+    }
+
+    /// Begins to keep the times of launches. They take longer meanwhile, and nothing is recorded.
+    pub fn start_timing(&self) {
+        *lock(&self.timed) = Some(Vec::new());
+    }
+
+    /// Whether times are kept.
+    pub fn is_timing(&self) -> bool {
+        lock(&self.timed).is_some()
+    }
+
+    /// The times of all kernels since timing began, which it ends; the longest first.
+    pub fn stop_timing(&self) -> Result<Vec<KernelTime>> {
+        let timed = lock(&self.timed).take().unwrap_or_default();
+        self.device.wait()?;
+        let mut kernels: BTreeMap<String, KernelTime> = BTreeMap::new();
+        for Timed { kernel, marks: [before, after], bytes } in timed {
+            let seconds = self.device.seconds_between(before, after)?;
+            let of =
+                kernels.entry(kernel.clone()).or_insert(KernelTime { kernel, launches: 0, seconds: 0.0, bytes: 0 });
+            of.launches += 1;
+            of.seconds += seconds;
+            of.bytes += bytes;
+        }
+        let mut all: Vec<KernelTime> = kernels.into_values().collect();
+        all.sort_by(|a, b| b.seconds.total_cmp(&a.seconds));
+        Ok(all)
     }
 
     /// The device.
@@ -195,6 +407,16 @@ impl Gpu {
         // Sizes in steps of an eighth of their magnitude, so that freed buffers find takers.
         let step = (bytes.max(1).next_power_of_two() / 8).max(256);
         let size = bytes.max(1).next_multiple_of(step);
+        let recorded = self.recording();
+        let whole = |handle, recorded| {
+            let allocation = Allocation { pool: self.pool.clone(), handle, bytes: size, borrowed: false, recorded };
+            Buffer { allocation: Arc::new(allocation), bytes }
+        };
+        if let Some(private) = &recorded
+            && let Some(handle) = lock(&private.free).get_mut(&size).and_then(Vec::pop)
+        {
+            return Ok(whole(handle, recorded.clone()));
+        }
         let mut state = lock(&self.pool.state);
         let active = state.statistics.active;
         let refused = || Error::OutOfMemory { bytes: size, active, cap: self.pool.cap };
@@ -221,8 +443,7 @@ impl Gpu {
         };
         state.statistics.active += size;
         state.statistics.peak = state.statistics.peak.max(state.statistics.active);
-        let allocation = Allocation { pool: self.pool.clone(), handle, bytes: size, borrowed: false };
-        Ok(Buffer { allocation: Arc::new(allocation), bytes })
+        Ok(whole(handle, recorded))
     }
 
     /// `len` values with undefined contents.
@@ -243,7 +464,8 @@ impl Gpu {
             let mut state = lock(&self.pool.state);
             state.statistics.active += bytes.len();
             state.statistics.peak = state.statistics.peak.max(state.statistics.active);
-            let allocation = Allocation { pool: self.pool.clone(), handle, bytes: bytes.len(), borrowed: true };
+            let allocation =
+                Allocation { pool: self.pool.clone(), handle, bytes: bytes.len(), borrowed: true, recorded: None };
             let buffer = Buffer { allocation: Arc::new(allocation), bytes: offset + bytes.len() };
             return Ok(Slice { buffer, offset, bytes: bytes.len(), of: PhantomData });
         }
@@ -260,6 +482,7 @@ impl Gpu {
         if values.is_empty() {
             return Ok(());
         }
+        let _turn = self.not_recorded("an upload")?;
         self.device.upload(to.buffer.allocation.handle, to.offset + at * size_of::<T>(), bytes_of(values))
     }
 
@@ -267,6 +490,8 @@ impl Gpu {
     pub fn read<T: Plain + Default>(&self, from: &Slice<T>) -> Result<Vec<T>> {
         let mut values = vec![T::default(); from.len()];
         if !values.is_empty() {
+            let _turn = self.not_recorded("reading")?;
+            self.waits.fetch_add(1, Relaxed);
             // SAFETY: the bytes of `values`, of which every pattern is a value.
             let out =
                 unsafe { std::slice::from_raw_parts_mut(values.as_mut_ptr().cast(), size_of_val(values.as_slice())) };
@@ -289,6 +514,7 @@ impl Gpu {
         if missing.is_empty() {
             return Ok(());
         }
+        let _turn = self.not_recorded("compiling")?;
         let text = source::module(self.device.target(), &missing);
         let found = self.device.compile(&text, &missing)?;
         lock(&self.functions).extend(missing.into_iter().map(|e| e.name).zip(found));
@@ -326,6 +552,21 @@ impl Gpu {
                     .ok_or_else(|| Error::Launch { kernel: name.to_owned(), why: "was not compiled".into() })?
             }
         };
-        self.device.launch(&Launch { function, threads, groups, bindings, arguments })
+        let turn = self.turn();
+        if turn.is_none()
+            && let Some(recorder) = lock(&self.recorder).as_mut()
+        {
+            recorder.bound.extend(bindings.iter().map(|b| b.handle));
+        }
+        self.launches.fetch_add(1, Relaxed);
+        let launch = Launch { function, threads, groups, bindings, arguments };
+        let mut timed = lock(&self.timed);
+        let Some(timed) = timed.as_mut() else { return self.device.launch(&launch) };
+        let before = self.device.mark()?;
+        self.device.launch(&launch)?;
+        let marks = [before, self.device.mark()?];
+        let bytes = bindings.iter().map(|b| b.bytes as u64).sum();
+        timed.push(Timed { kernel: name.to_owned(), marks, bytes });
+        Ok(())
     }
 }

@@ -17,7 +17,7 @@ mod gpu;
 pub mod kernels;
 pub mod source;
 
-pub use backend::{GpuBackend, GpuOptions};
+pub use backend::{GpuBackend, GpuOptions, GpuRecordings};
 pub use device::Device;
 pub use error::{Error, Result};
-pub use gpu::{Buffer, Gpu, MemoryStatistics, Slice};
+pub use gpu::{Buffer, Counts, Gpu, KernelTime, MemoryStatistics, Recording, Slice};

@@ -95,11 +95,14 @@ const FILES: &[(&str, &str)] = &[
     ("elementwise.h", include_str!("../kernels/elementwise.h")),
     ("rope.h", include_str!("../kernels/rope.h")),
     ("attention.h", include_str!("../kernels/attention.h")),
+    ("latent.h", include_str!("../kernels/latent.h")),
     ("route.h", include_str!("../kernels/route.h")),
+    ("sample.h", include_str!("../kernels/sample.h")),
     ("weights.h", include_str!("../kernels/weights.h")),
     ("gemv.h", include_str!("../kernels/gemv.h")),
     ("trellis.h", include_str!("../kernels/trellis.h")),
     ("gemm.h", include_str!("../kernels/gemm.h")),
+    ("experts.h", include_str!("../kernels/experts.h")),
     ("simple.h", include_str!("../kernels/simple.h")),
     ("panel.h", include_str!("../kernels/panel.h")),
     ("stream.h", include_str!("../kernels/stream.h")),
@@ -119,6 +122,7 @@ fn needs(file: &str) -> &'static [&'static str] {
         "stream.h" => &["hadamard.h"],
         "grouped_stream.h" => &["hadamard.h", "weights.h", "stream.h"],
         "trellis_stream.h" => &["hadamard.h", "trellis.h", "stream.h"],
+        "experts.h" => &["weights.h", "trellis.h", "gemm.h"],
         _ => &[],
     }
 }
@@ -229,5 +233,7 @@ fn entry_point(target: Target, e: &Entry) -> String {
     let names = e.parameters.iter().map(|p| p.name.to_owned());
     let passed: Vec<String> =
         names.chain([String::from("arguments")]).chain((0..e.shared.len()).map(|i| format!("shared{i}"))).collect();
-    format!("\n{head} {{\n{body}  {}({here}, {});\n}}\n", e.call, passed.join(", "))
+    // Those that stream weights begin on their own.
+    let begin = if target == Target::Cuda && !e.needs_tensor_cores() { "  begin();\n" } else { "" };
+    format!("\n{head} {{\n{body}{begin}  {}({here}, {});\n}}\n", e.call, passed.join(", "))
 }

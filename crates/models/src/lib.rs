@@ -6,6 +6,7 @@
 mod architecture;
 mod error;
 mod glm4_moe_lite;
+mod guard;
 mod inventory;
 mod llama;
 mod loader;
@@ -18,6 +19,7 @@ mod qwen3_moe;
 
 pub use architecture::{Architecture, ModelInfo};
 pub use error::{Error, Result};
+pub use guard::NanGuard;
 pub use inventory::{Inventory, Report};
 pub use loader::Loader;
 pub use model::{Layer, LoadOptions, Model, Progress, Residency};

@@ -121,6 +121,7 @@ pub struct Model<B: Backend> {
     embed_tokens: Arc<B::Linear>,
     layers: Layers<B>,
     head: Head<B>,
+    recordings: B::Recordings,
 }
 
 impl<B: Backend> Model<B> {
@@ -164,7 +165,7 @@ impl<B: Backend> Model<B> {
         };
         let head = Head { norm: loader.norm("model.norm", info.eps)?, lm_head };
         progress(Progress { done: total, total });
-        Ok(Self { architecture, info, report, embed_tokens, layers, head })
+        Ok(Self { architecture, info, report, embed_tokens, layers, head, recordings: B::Recordings::default() })
     }
 
     /// What the model is.
@@ -205,12 +206,18 @@ impl<B: Backend> Model<B> {
         kv: &B::Kv,
         observer: Option<&dyn Observer<B>>,
     ) -> Result<B::Tensor> {
-        let pass = |layer| Pass { batch, kv, layer, latent_form: LatentForm::Auto, observer };
-        let mut h = self.embed(b, batch)?;
-        for i in 0..self.info.layers {
-            h = self.layer(b, h, &pass(i))?;
+        let forward = |batch: &B::Batch| {
+            let pass = |layer| Pass { batch, kv, layer, latent_form: LatentForm::Auto, observer };
+            let mut h = self.embed(b, batch)?;
+            for i in 0..self.info.layers {
+                h = self.layer(b, h, &pass(i))?;
+            }
+            self.head(b, &h, &pass(self.info.layers))
+        };
+        match (&self.layers, observer) {
+            (Layers::Resident(_), None) => b.whole(&self.recordings, batch, kv, forward),
+            _ => forward(batch),
         }
-        self.head(b, &h, &pass(self.info.layers))
     }
 
     /// Hidden states `[outputs, hidden]` as the output projection sees them: the wanted rows of those after the last layer,

@@ -36,7 +36,9 @@ fn device() -> Option<Arc<dyn Device>> {
 }
 
 fn gpu() -> Option<GpuBackend> {
-    Some(GpuBackend::new(device()?, GpuOptions { kv: Element::F32, memory: 8 << 30, threads: 0 }).unwrap())
+    Some(
+        GpuBackend::new(device()?, GpuOptions { kv: Element::F32, memory: 8 << 30, threads: 0, record: true }).unwrap(),
+    )
 }
 
 fn load<B: Backend>(b: &B, path: &Path) -> Model<B> {
@@ -218,12 +220,13 @@ fn the_model_in_the_repository_on_the_simulated_gpu() {
     let ids = prompt(&path);
     let (model, reference) = (load(&b, &path), load(&cpu, &path));
     let mut on = (Sequence::new(&b, &model), Sequence::new(&cpu, &reference));
-    // Many rows, few, one.
-    for part in [&ids[..18], &ids[18..21], &ids[21..22]] {
+    // Many rows, few, one; the last two are replayed.
+    for part in [&ids[..18], &ids[18..21], &ids[21..22], &ids[22..23], &ids[23..24]] {
         let d = off(&on.0.logits(part, true), &on.1.logits(part, true));
         assert!(d <= LIMIT, "{} tokens: off by {d} deviations", part.len());
     }
     assert_eq!(b.fallbacks().snapshot().total, 0);
+    assert_eq!(b.gpu().counts().replays, 2);
 }
 
 /// Grouped-query attention and trellises, where the checkpoint is here.
@@ -239,9 +242,10 @@ fn a_trellis_checkpoint_on_the_simulated_gpu() {
     let ids = prompt(&path);
     let (model, reference) = (load(&b, &path), load(&cpu, &path));
     let mut on = (Sequence::new(&b, &model), Sequence::new(&cpu, &reference));
-    for part in [&ids[..3], &ids[3..4]] {
+    for part in [&ids[..3], &ids[3..4], &ids[4..5], &ids[5..6]] {
         let d = off(&on.0.logits(part, true), &on.1.logits(part, true));
         assert!(d <= LIMIT, "{} tokens: off by {d} deviations", part.len());
     }
     assert_eq!(b.fallbacks().snapshot().total, 0);
+    assert_eq!(b.gpu().counts().replays, 2);
 }

@@ -127,6 +127,7 @@ impl Backend for Reference {
     type Batch = Batch;
     type Routing = Vec<Vec<(u32, f32)>>;
     type Samples = Arc<Vec<Sample>>;
+    type Recordings = ();
 
     fn name(&self) -> String {
         "reference".into()

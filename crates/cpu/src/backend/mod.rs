@@ -174,6 +174,7 @@ impl Backend for CpuBackend {
     type Batch = CpuBatch;
     type Routing = CpuRouting;
     type Samples = Arc<Vec<Sample>>;
+    type Recordings = ();
 
     fn name(&self) -> String {
         format!("cpu ({:?}, {} threads)", self.cpu.level(), self.cpu.pool().threads())

@@ -10,6 +10,7 @@ typedef unsigned char uchar;
 #define CONSTANT const
 #define FN inline
 #define UNROLL
+#define UNROLL_SOME
 
 extern "C" {
 void sim_barrier(int device, int line);
@@ -58,6 +59,7 @@ FN float exp_f32(float v) { return __builtin_expf(v); }
 FN float rsqrt_f32(float v) { return 1.0f / __builtin_sqrtf(v); }
 FN float max_f32(float a, float b) { return __builtin_fmaxf(a, b); }
 FN float abs_f32(float a) { return __builtin_fabsf(a); }
+FN float round_f32(float v) { return __builtin_rintf(v); }  // to the nearest, ties to even
 FN float fma_f32(float a, float b, float c) { return __builtin_fmaf(a, b, c); }
 
 FN float add_halves(uint a, uint b) { return half_bits(bits_of_half(half_bits(a) + half_bits(b))); }

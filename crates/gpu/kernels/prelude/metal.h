@@ -9,6 +9,7 @@ using namespace metal;
 #define CONSTANT constant
 #define FN inline
 #define UNROLL _Pragma("clang loop unroll(full)")
+#define UNROLL_SOME _Pragma("clang loop unroll_count(8)")
 // What entry points and threadgroup arrays are marked with besides; Metal needs nothing, the compilers that check need more.
 #ifndef ENTRY
 #define ENTRY
@@ -45,6 +46,7 @@ FN float exp_f32(float v) { return precise::exp(v); }
 FN float rsqrt_f32(float v) { return precise::rsqrt(v); }
 FN float max_f32(float a, float b) { return fmax(a, b); }
 FN float abs_f32(float a) { return fabs(a); }
+FN float round_f32(float v) { return rint(v); }  // to the nearest, ties to even
 FN float fma_f32(float a, float b, float c) { return fma(a, b, c); }
 
 // The sum of two halves, rounded once, as bits.

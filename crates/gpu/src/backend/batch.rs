@@ -1,159 +1,136 @@
-//! Steps, KV memory, attention over it, and the samples that a step may begin with.
+//! Steps: their tables on the device, and what of their shape a recording depends on.
 
-use super::{GpuBackend, Tensor};
+use super::samples::GpuSamples;
+use super::{GpuBackend, GpuKv};
 use crate::Slice;
-use crate::kernels::{AppendArgs, Attention, AttentionArgs, KvAppend};
+use crate::kernels::{CountArgs, TakeTokens};
 use marlin_backend::fallback::Reason;
-use marlin_backend::{Backend, Error, KvSpec, Result, Sample, SampleRow, Step, Token, sampling};
-use std::sync::{Arc, OnceLock};
+use marlin_backend::{Result, Step, Token};
 
-/// A pool of KV blocks: one buffer for each layer, a token's parts beside each other.
-pub struct GpuKv {
-    pub(super) spec: KvSpec,
-    pub(super) layers: Vec<Slice<u8>>,
+/// Where the tables of a step lie in one buffer of words. Steps of equal layouts differ in what the buffer holds only.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) struct Layout {
+    pub rows: usize,
+    pub outputs: usize,
+    /// Entries of all block tables, rounded up generously.
+    blocks: usize,
+    /// No row has more positions before and including its own; rounded up generously.
+    pub context: usize,
+    /// Every row's logits are wanted.
+    pub all: bool,
+    /// Every row is a sequence of its own.
+    pub single: bool,
+}
+
+impl Layout {
+    /// Where each table begins: tokens, positions, places, slots, outputs, blocks; and the end of all.
+    fn starts(&self) -> [usize; 7] {
+        let mut at = 0;
+        [0, self.rows, self.rows, 2 * self.rows, self.rows, self.outputs, self.blocks].map(|len| {
+            at += len.next_multiple_of(64);
+            at
+        })
+    }
+
+    /// Words of all tables.
+    pub fn words(&self) -> usize {
+        self.starts()[6]
+    }
 }
 
 /// A prepared step.
 pub struct GpuBatch {
-    pub(super) rows: usize,
-    pub(super) greatest: usize,
-    pub(super) tokens: Slice<u32>,
-    pub(super) positions: Slice<u32>,
-    /// For each row where its sequence's blocks begin in `blocks`, and its position.
-    pub(super) places: Slice<u32>,
-    pub(super) blocks: Slice<u32>,
-    pub(super) slots: Slice<u32>,
-    pub(super) outputs: Slice<u32>,
+    pub(super) layout: Layout,
+    pub(super) tables: Slice<u32>,
 }
 
-/// Tokens chosen when somebody first wants to know.
-#[derive(Clone)]
-pub struct GpuSamples(pub(super) Arc<Choice>);
-
-pub(super) struct Choice {
-    pub(super) logits: Tensor,
-    pub(super) rows: Vec<SampleRow>,
-    pub(super) chosen: OnceLock<Vec<Sample>>,
+impl GpuBatch {
+    pub(super) fn tokens(&self) -> Slice<u32> {
+        self.tables.part(self.layout.starts()[0], self.layout.rows)
+    }
+    pub(super) fn positions(&self) -> Slice<u32> {
+        self.tables.part(self.layout.starts()[1], self.layout.rows)
+    }
+    /// For each row where its sequence's blocks begin in `blocks`, and its position.
+    pub(super) fn places(&self) -> Slice<u32> {
+        self.tables.part(self.layout.starts()[2], 2 * self.layout.rows)
+    }
+    /// For each row the slot of the pool that is its own.
+    pub(super) fn slots(&self) -> Slice<u32> {
+        self.tables.part(self.layout.starts()[3], self.layout.rows)
+    }
+    pub(super) fn outputs(&self) -> Slice<u32> {
+        self.tables.part(self.layout.starts()[4], self.layout.outputs)
+    }
+    pub(super) fn blocks(&self) -> Slice<u32> {
+        self.tables.part(self.layout.starts()[5], self.layout.blocks)
+    }
 }
 
 impl GpuBackend {
-    /// Prepares a step: its tables in one upload.
+    /// Prepares a step: its tables in one upload. Samples of the step before that are on the device stay there.
     pub(super) fn prepare_step(&self, step: &Step, kv: &GpuKv, previous: Option<&GpuSamples>) -> Result<GpuBatch> {
         let needs = step.tokens.iter().any(|t| matches!(t, Token::Sampled(_)));
-        let samples = match previous {
-            Some(samples) if needs => {
-                if samples.0.chosen.get().is_none() {
-                    self.count(Reason::SampledOnCpu, "sample", samples.0.rows.len(), [0, 0]);
+        let previous = previous.filter(|_| needs);
+        step.check(&kv.spec, previous.map_or(0, GpuSamples::len))?;
+        let known = match previous {
+            Some(samples) if samples.on_device().is_none() => {
+                if !samples.is_known() {
+                    self.count(Reason::SampledOnCpu, "sample", samples.len(), [0, 0]);
                 }
                 self.choose(samples)?
             }
             _ => Vec::new(),
         };
-        step.check(&kv.spec, if needs { samples.len() } else { 0 })?;
         let size = kv.spec.block_size;
         let id = |t: &Token| match *t {
             Token::Id(id) => id,
-            Token::Sampled(row) => samples[row as usize].token,
+            Token::Sampled(row) => known.get(row as usize).map_or(0, |sample| sample.token),
         };
         let mut starts = Vec::new();
         let mut blocks: Vec<u32> = Vec::new();
         for s in &step.sequences {
             starts.push(blocks.len() as u32);
-            blocks.extend(&s.blocks);
+            blocks.extend(&s.blocks[..(s.cached + s.len).div_ceil(size)]);
         }
         let rows: Vec<_> = step.rows().collect();
         let slot = |r: &marlin_backend::Row| {
             step.sequences[r.sequence].blocks[r.position / size] * size as u32 + (r.position % size) as u32
         };
-        // One upload for all tables.
+        let context = rows.iter().map(|r| r.position + 1).max().unwrap_or(1);
+        let layout = Layout {
+            rows: rows.len(),
+            outputs: step.outputs.len(),
+            blocks: blocks.len().next_power_of_two(),
+            context: context.next_power_of_two().max(256),
+            all: step.outputs.len() == rows.len(),
+            single: step.sequences.iter().all(|s| s.len == 1),
+        };
         let tokens: Vec<u32> = step.tokens.iter().map(id).collect();
         let positions: Vec<u32> = rows.iter().map(|r| r.position as u32).collect();
         let places: Vec<u32> = rows.iter().flat_map(|r| [starts[r.sequence], r.position as u32]).collect();
         let slots: Vec<u32> = rows.iter().map(slot).collect();
-        let tables = [&tokens, &positions, &places, &blocks, &slots, &step.outputs];
-        let mut all = Vec::new();
-        let mut parts = Vec::new();
-        for table in tables {
-            parts.push((all.len(), table.len()));
-            all.extend(table);
-            all.resize(all.len().next_multiple_of(64), 0);
+        let mut all = vec![0; layout.words()];
+        for (start, table) in
+            layout.starts().into_iter().zip([&tokens, &positions, &places, &slots, &step.outputs, &blocks])
+        {
+            all[start..start + table.len()].copy_from_slice(table);
         }
-        let all = self.gpu.upload(&all)?;
-        let part = |i: usize| all.part(parts[i].0, parts[i].1);
-        let greatest = rows.iter().map(|r| r.position).max().unwrap_or(0);
-        Ok(GpuBatch {
-            rows: rows.len(),
-            greatest,
-            tokens: part(0),
-            positions: part(1),
-            places: part(2),
-            blocks: part(3),
-            slots: part(4),
-            outputs: part(5),
-        })
-    }
-
-    pub(super) fn store(&self, kv: &GpuKv, layer: usize, [a, b]: [&Tensor; 2], batch: &GpuBatch) -> Result<()> {
-        let pool = kv.layers.get(layer).ok_or_else(|| Error::shape("kv", kv.spec.layers, layer))?;
-        let values = a.cols + b.cols;
-        let args = AppendArgs { rows: batch.rows as u32, first: a.cols as u32, second: b.cols as u32, base: 0 };
-        let groups = [(batch.rows * values).div_ceil(256) as u32, 1, 1];
-        KvAppend { element: self.options.kv }.launch(&self.gpu, groups, &a.data, &b.data, &batch.slots, pool, &args)?;
-        Ok(())
-    }
-
-    /// Attention over a pool; `[heads, share, key, value]`: query heads, how many of them share a KV head, sizes.
-    #[allow(clippy::too_many_arguments)]
-    pub(super) fn attend(
-        &self,
-        q: &Tensor,
-        kv: &GpuKv,
-        layer: usize,
-        [heads, share, key, value]: [usize; 4],
-        value_base: usize,
-        scale: f32,
-        batch: &GpuBatch,
-    ) -> Result<Tensor> {
-        let pool = kv.layers.get(layer).ok_or_else(|| Error::shape("kv", kv.spec.layers, layer))?;
-        if q.rows != batch.rows {
-            return Err(Error::shape("attention", format!("{} rows", batch.rows), q.rows));
+        let batch = GpuBatch { layout, tables: self.gpu.upload(&all)? };
+        if let Some(chosen) = previous.and_then(GpuSamples::on_device) {
+            let which: Vec<u32> =
+                step.tokens.iter().map(|t| if let Token::Sampled(row) = *t { row } else { u32::MAX }).collect();
+            let which = self.gpu.upload(&which)?;
+            let args = CountArgs { count: layout.rows as u32 };
+            TakeTokens {}.launch(
+                &self.gpu,
+                [args.count.div_ceil(256), 1, 1],
+                &which,
+                chosen,
+                &batch.tokens(),
+                &args,
+            )?;
         }
-        // Lanes hold 32 values of each at most: larger heads have no kernel.
-        let (keys, values) = (key.div_ceil(32) as u32, value.div_ceil(32) as u32);
-        if keys > 32 || values > 32 {
-            return Err(Error::Unsupported {
-                op: "attention",
-                why: format!("heads of {key} and {value} values; at most 1024"),
-            });
-        }
-        let y = self.uninitialised(q.rows, heads * value)?;
-        let args = AttentionArgs {
-            heads: heads as u32,
-            share: share as u32,
-            key: key as u32,
-            value: value as u32,
-            stride: kv.spec.layout.values() as u32,
-            value_base: value_base as u32,
-            block: kv.spec.block_size as u32,
-            base: 0,
-            scale,
-        };
-        let simds = if values > 24 { 4 } else { 8 };
-        let kernel = Attention { element: self.options.kv, simds, keys, values };
-        let groups = [heads as u32, q.rows as u32, 1];
-        kernel.launch(&self.gpu, groups, &q.data, pool, &batch.places, &batch.blocks, &y.data, &args)?;
-        Ok(y)
-    }
-
-    /// The tokens chosen; waits for the logits the first time.
-    pub(super) fn choose(&self, samples: &GpuSamples) -> Result<Vec<Sample>> {
-        let Choice { logits, rows, chosen } = &*samples.0;
-        if let Some(chosen) = chosen.get() {
-            return Ok(chosen.clone());
-        }
-        let values = self.read(logits)?;
-        let pick = |(values, row): (&[f32], &SampleRow)| sampling::choose(values, row);
-        let found = values.chunks_exact(logits.cols.max(1)).zip(rows).map(pick).collect();
-        Ok(chosen.get_or_init(|| found).clone())
+        Ok(batch)
     }
 }

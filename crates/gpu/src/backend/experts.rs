@@ -35,9 +35,29 @@ struct Projection {
 /// The experts of one layer.
 pub struct GpuExperts {
     each: Vec<[GpuLinear; 3]>,
-    /// Gate, up, down; `None` where they must be computed one by one.
-    projections: Option<[Projection; 3]>,
+    /// Gates with ups behind them, downs; `None` where they must be computed one by one.
+    projections: Option<[Projection; 2]>,
 }
+
+/// Pairs of a row and a matrix in the order of their matrices.
+struct Sorted {
+    order: Slice<u32>,
+    tiles: Slice<u32>,
+    /// Tiles there is room for.
+    most: usize,
+}
+
+/// Pairs of which each has a matrix.
+struct Pairs<'a> {
+    index: &'a Slice<u32>,
+    count: usize,
+    /// So many of them come from one row of x.
+    share: usize,
+    sorted: Option<Sorted>,
+}
+
+/// With so many pairs for each matrix, on average, tiles are faster than one product after another.
+const WORTH_SORTING: usize = 4;
 
 impl GpuExperts {
     pub(super) fn linears(&self, index: usize) -> [&GpuLinear; 3] {
@@ -148,12 +168,17 @@ fn part(all: Option<&Slice<f32>>, i: usize, width: usize) -> Option<Slice<f32>> 
 
 impl GpuBackend {
     pub(super) fn load_experts(&self, experts: Vec<Expert>) -> Result<GpuExperts> {
-        let mut sides: [Vec<Linear>; 3] = Default::default();
+        let count = experts.len();
+        let mut sides: [Vec<Linear>; 2] = Default::default();
+        let mut ups = Vec::with_capacity(count);
         for Expert { gate, up, down } in experts {
-            [gate, up, down].into_iter().zip(&mut sides).for_each(|(l, side)| side.push(l));
+            sides[0].push(gate);
+            ups.push(up);
+            sides[1].push(down);
         }
+        sides[0].append(&mut ups);
         let mut projections = Vec::new();
-        let mut linears: [Vec<GpuLinear>; 3] = Default::default();
+        let mut linears: [Vec<GpuLinear>; 2] = Default::default();
         for (side, loaded) in sides.into_iter().zip(&mut linears) {
             match project(self, &side)? {
                 None => {
@@ -185,16 +210,31 @@ impl GpuBackend {
                 }
             }
         }
-        let [gate, up, down] = linears;
+        let [mut gate, down] = linears;
+        let up = gate.split_off(count);
         let each = gate.into_iter().zip(up).zip(down).map(|((g, u), d)| [g, u, d]).collect();
         Ok(GpuExperts { each, projections: projections.try_into().ok() })
     }
 
-    /// One projection of each row's experts; `share` rows of y come from one row of x.
-    fn project(&self, p: &Projection, x: &Slice<f32>, routing: &GpuRouting, share: usize) -> crate::Result<Slice<f32>> {
+    /// Pairs sorted by their matrix, if there are enough of them.
+    fn sorted(&self, index: &Slice<u32>, pairs: usize, matrices: usize) -> crate::Result<Option<Sorted>> {
+        if pairs < WORTH_SORTING * matrices {
+            return Ok(None);
+        }
         let gpu = &self.gpu;
-        let pairs = routing.rows * routing.slots;
-        let index = &routing.experts;
+        let most = pairs / 64 + matrices.min(pairs);
+        let (order, starts) = (gpu.uninitialised(pairs)?, gpu.uninitialised(matrices + 1)?);
+        let tiles = gpu.uninitialised(3 * most)?;
+        let args = SortArgs { pairs: pairs as u32, experts: matrices as u32, tiles: most as u32 };
+        SortPairs {}.launch(gpu, [args.experts, 1, 1], index, &order, &starts, &args)?;
+        ExpertTiles {}.launch(gpu, [1, 1, 1], &starts, &tiles, &args)?;
+        Ok(Some(Sorted { order, tiles, most }))
+    }
+
+    /// One projection of all pairs.
+    fn project(&self, p: &Projection, x: &Slice<f32>, of: &Pairs) -> crate::Result<Slice<f32>> {
+        let gpu = &self.gpu;
+        let Pairs { index, count: pairs, share, .. } = *of;
         let (none, no_index): (_, Slice<u32>) = (&self.none, self.none.cast());
         let (input, share) = match &p.before {
             None => (x.clone(), share),
@@ -224,8 +264,27 @@ impl GpuBackend {
         let width = p.stacks.first().map_or(0, |s| s.kind.rows());
         let y = gpu.uninitialised(pairs * width)?;
         for s in &p.stacks {
-            match s.kind {
-                Kind::Rows { weight, args } => {
+            match (s.kind, &of.sorted) {
+                (Kind::Rows { weight, args }, Some(Sorted { order, tiles, most })) => {
+                    let a = GemvArgs {
+                        w: args,
+                        batch: pairs as u32,
+                        share: share as u32,
+                        stack_words: s.stack_words,
+                        stack_factors: s.stack_factors,
+                    };
+                    let groups = [width.div_ceil(64) as u32, *most as u32, 1];
+                    let kernel = ExpertGemm { weight };
+                    kernel.launch(gpu, groups, &s.words, &s.factors, &input, order, tiles, &s.places, &y, &a)?;
+                }
+                (Kind::Trellis { bits, book, rows, cols }, Some(Sorted { order, tiles, most })) => {
+                    let (batch, share, stack_words) = (pairs as u32, share as u32, s.stack_words);
+                    let a = TrellisArgs { rows, cols, batch, share, stack_words };
+                    let groups = [width.div_ceil(64) as u32, *most as u32, 1];
+                    let kernel = ExpertTrellisGemm { bits, book };
+                    kernel.launch(gpu, groups, &s.words, &input, order, tiles, &s.places, &y, &a)?;
+                }
+                (Kind::Rows { weight, args }, None) => {
                     let kernel = gemv(weight, 1, false, true);
                     let groups = [width.div_ceil((kernel.r * kernel.simds) as usize) as u32, pairs as u32, 1];
                     let a = GemvArgs {
@@ -237,7 +296,7 @@ impl GpuBackend {
                     };
                     kernel.launch(gpu, groups, &s.words, &s.factors, none, &input, index, &s.places, &y, &a)?;
                 }
-                Kind::Trellis { bits, book, rows, cols } => {
+                (Kind::Trellis { bits, book, rows, cols }, None) => {
                     let kernel = trellis_gemv(bits, book, 1, true);
                     let groups = [width.div_ceil(16 * kernel.tiles as usize) as u32, pairs as u32, 1];
                     let a = TrellisArgs {
@@ -283,7 +342,10 @@ impl GpuBackend {
         {
             return Err(Error::shape("apply_experts", format!("{} columns", first.cols), x.cols));
         }
-        let Some([gate, up, down]) = &experts.projections else {
+        let x = &self.settled(x)?;
+        let base = base.map(|base| self.settled(base)).transpose()?;
+        let base = base.as_ref();
+        let Some([gate_up, down]) = &experts.projections else {
             let y = self.mix_one_by_one(x, experts, routing)?;
             return match base {
                 Some(base) => self.add(base.clone(), &y),
@@ -297,13 +359,20 @@ impl GpuBackend {
             return Err(Error::shape("moe", expected, format!("[{}, {}]", base.rows, base.cols)));
         }
         let gpu = &self.gpu;
-        let pairs = routing.rows * routing.slots;
-        let gates = self.project(gate, &x.data, routing, routing.slots)?;
-        let ups = self.project(up, &x.data, routing, routing.slots)?;
-        let inner: Slice<f32> = gpu.uninitialised(pairs * gate.rows)?;
-        let count = CountArgs { count: (pairs * gate.rows) as u32 };
-        Swiglu {}.launch(gpu, [count.count.div_ceil(256), 1, 1], &gates, &ups, &inner, &count)?;
-        let downs = self.project(down, &inner, routing, 1)?;
+        let (pairs, matrices) = (routing.rows * routing.slots, experts.each.len());
+        let both = Pairs {
+            index: &routing.both,
+            count: 2 * pairs,
+            share: 2 * routing.slots,
+            sorted: self.sorted(&routing.both, 2 * pairs, 2 * matrices)?,
+        };
+        let gates_ups = self.project(gate_up, &x.data, &both)?;
+        let inner: Slice<f32> = gpu.uninitialised(pairs * gate_up.rows)?;
+        let args = RowsArgs { rows: pairs as u32, cols: gate_up.rows as u32 };
+        SwigluPairs {}.launch(gpu, [(args.rows * args.cols).div_ceil(256), 1, 1], &gates_ups, &inner, &args)?;
+        let sorted = self.sorted(&routing.experts, pairs, matrices)?;
+        let single = Pairs { index: &routing.experts, count: pairs, share: 1, sorted };
+        let downs = self.project(down, &inner, &single)?;
         let out = self.uninitialised(x.rows, down.rows)?;
         let args = CombineArgs { rows: x.rows as u32, cols: down.rows as u32, slots: routing.slots as u32 };
         let groups = [(args.rows * args.cols).div_ceil(256), 1, 1];

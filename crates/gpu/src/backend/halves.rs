@@ -58,7 +58,7 @@ impl GpuBackend {
     }
 
     /// Whether inputs are scaled and rotated on their way to the library.
-    pub(super) fn turns(before: &Before) -> bool {
+    pub(super) fn turns_inputs(before: &Before) -> bool {
         before.order.is_none()
             && (before.block == 1 || before.block as usize == STREAM_BLOCK)
             && before.features.is_multiple_of(4)

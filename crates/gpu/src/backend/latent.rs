@@ -3,9 +3,9 @@
 use super::linear::GpuLinear;
 use super::product::FEW_ROWS;
 use super::stored::Kind;
-use super::{GpuBackend, GpuBatch, GpuKv, Tensor};
+use super::{GpuBackend, GpuBatch, GpuKv, GpuRope, Heads, Tensor};
 use crate::Slice;
-use crate::kernels::{Element, LatentArgs, LatentProject, WeightType};
+use crate::kernels::{Element, LatentArgs, LatentIn, LatentOut, Turn, WeightType};
 use marlin_backend::{Backend, Error, KvLayout, LinearHandle, Result};
 use marlin_checkpoint::LatentProjection;
 use std::sync::PoisonError;
@@ -76,6 +76,7 @@ impl GpuBackend {
         Ok(projection)
     }
 
+    /// Latent attention in the latent space; the ends of query heads are turned on the way there, with a table.
     #[allow(clippy::too_many_arguments)]
     pub(super) fn latent(
         &self,
@@ -85,6 +86,7 @@ impl GpuBackend {
         layer: usize,
         heads: usize,
         scale: f32,
+        rope_table: Option<&GpuRope>,
         batch: &GpuBatch,
     ) -> Result<Tensor> {
         let KvLayout::Latent { rank, rope } = kv.spec.layout else {
@@ -120,15 +122,22 @@ impl GpuBackend {
             rank: rank as u32,
             x_head: head as u32,
             y_head: wide as u32,
+            pairs: (rope / 2) as u32,
         };
-        let groups = [wide.div_ceil(256) as u32, heads as u32, q.rows as u32];
-        LatentProject { element, transposed: true }.launch(&self.gpu, groups, &q.data, &data, &latent.data, &args)?;
-        let found = self.attend(&latent, kv, layer, [heads, heads, wide, rank], 0, scale, batch)?;
+        let groups = [wide.div_ceil(64) as u32, heads as u32, q.rows as u32];
+        let table = rope_table.map(|r| self.turns(r, batch)).transpose()?;
+        let kernel = LatentIn { element, rope: rope_table.map_or(Turn::No, GpuRope::turn) };
+        let q = self.settled(q)?;
+        let table = table.as_ref().unwrap_or(&self.none);
+        kernel.launch(&self.gpu, groups, &q.data, &data, &batch.positions(), table, &latent.data, &args)?;
+        let of = Heads { heads, share: heads, key: wide, value: rank, latent: true };
+        let found = self.attend(&latent, kv, layer, of, scale, batch)?;
         let y = self.uninitialised(q.rows, heads * value)?;
         let args =
             LatentArgs { first: nope as u32, inner: value as u32, x_head: rank as u32, y_head: value as u32, ..args };
-        let groups = [value.div_ceil(8) as u32, heads as u32, q.rows as u32];
-        LatentProject { element, transposed: false }.launch(&self.gpu, groups, &found.data, &data, &y.data, &args)?;
+        let groups = [value.div_ceil(32) as u32, heads as u32, q.rows as u32];
+        let kernel = LatentOut { element, width: if rank.is_multiple_of(8) { 8 } else { 1 } };
+        kernel.launch(&self.gpu, groups, &found.data, &data, &y.data, &args)?;
         Ok(y)
     }
 }

@@ -207,6 +207,7 @@ impl GpuBackend {
         if x.cols != linear.cols {
             return Err(Error::shape("linear", format!("{} columns", linear.cols), x.cols));
         }
+        let x = &self.settled(x)?;
         match &linear.place {
             Place::Host { linear: host, reason } => {
                 self.count(*reason, &linear.name, x.rows, [0, 0]);
@@ -225,7 +226,7 @@ impl GpuBackend {
                     && x.rows > FEW_ROWS
                     && self.multiplies(&stored.kind)
                     && bias.is_none();
-                let inside = before.as_ref().filter(|b| (few && b.streams(&stored.kind)) || (many && Self::turns(b)));
+                let inside = before.as_ref().filter(|b| (few && b.streams(&stored.kind)) || (many && Self::turns_inputs(b)));
                 let outside = after.as_ref().filter(|a| few && a.streams(&stored.kind));
                 let input = match before {
                     Some(before) if inside.is_none() => &self.before(before, x)?,
@@ -235,7 +236,7 @@ impl GpuBackend {
                     let sides = Sides { before: inside, after: outside, bias: bias.as_ref() };
                     if let Some(y) = self.stream(stored, sides, &input.data, x.rows)? {
                         let cols = outside.map_or(stored.kind.rows(), |a| a.features);
-                        let y = Tensor { rows: x.rows, cols, data: y };
+                        let y = Tensor::of(x.rows, cols, y);
                         return Ok(match after {
                             Some(after) if outside.is_none() => self.after(after, &y)?,
                             _ => y,
@@ -246,7 +247,7 @@ impl GpuBackend {
                     Some(_) => self.multiply(stored, inside, &input.data, x.rows)?,
                     None => self.product(stored, bias.as_ref(), &input.data, x.rows, decision.rung)?,
                 };
-                let y = Tensor { rows: x.rows, cols: stored.kind.rows(), data: y };
+                let y = Tensor::of(x.rows, stored.kind.rows(), y);
                 Ok(match after {
                     Some(after) => self.after(after, &y)?,
                     None => y,

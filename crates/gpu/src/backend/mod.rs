@@ -1,6 +1,7 @@
 //! [`GpuBackend`]: the kernels behind the [`Backend`] trait. Activations are f32. Operations enqueue on the device's queue; only
 //! reading waits, and what has no kernel (counted, see [`marlin_backend::fallback`]).
 
+mod attend;
 mod batch;
 mod check;
 mod decide;
@@ -9,20 +10,30 @@ mod halves;
 mod latent;
 mod linear;
 mod product;
+mod record;
+mod samples;
 mod stored;
 mod stream;
+mod tensor;
 
-use batch::Choice;
-pub use batch::{GpuBatch, GpuKv, GpuSamples};
+pub use attend::GpuKv;
+use attend::Heads;
+pub use batch::GpuBatch;
 pub use experts::GpuExperts;
 pub use linear::GpuLinear;
+pub use record::GpuRecordings;
+pub use samples::GpuSamples;
+pub use tensor::Tensor;
 
-use crate::kernels::*;
+use crate::kernels::{
+    Columns, ColumnsArgs, CountArgs, DecodeRows, Element, Gated, Gather, Rope, RopeArgs, Route, RouteArgs, RowsArgs,
+    Swiglu, Turn,
+};
 use crate::{Device, Gpu, Slice};
 use decide::{Decision, Rung};
 use halves::Panels;
 use linear::OnDevice;
-use marlin_backend::blocks::{self, Moe, RouterRule, Scoring};
+use marlin_backend::blocks::{self, Attention, LatentAttention, Moe, RouterRule, Scoring};
 use marlin_backend::fallback::{Fallback, Fallbacks, Reason};
 use marlin_backend::{
     Backend, Error, Expert, KvLayout, KvSpec, LatentForm, LinearHandle, Pass, Result, RopeTable, Sample, SampleRow,
@@ -44,14 +55,8 @@ pub struct GpuOptions {
     pub memory: usize,
     /// Threads of the CPU, for what no kernel does; 0 takes the physical cores.
     pub threads: usize,
-}
-
-/// Activations on the device.
-#[derive(Clone)]
-pub struct Tensor {
-    rows: usize,
-    cols: usize,
-    data: Slice<f32>,
+    /// Decoding steps are recorded and replayed, where the device can.
+    pub record: bool,
 }
 
 /// Experts chosen for each row.
@@ -59,13 +64,26 @@ pub struct GpuRouting {
     rows: usize,
     slots: usize,
     experts: Slice<u32>,
+    /// Each expert twice: the numbers of its gate and of its up projection among both.
+    both: Slice<u32>,
     weights: Slice<f32>,
 }
 
 /// A rotary table; cosines and sines of positions are made as they are needed.
 pub struct GpuRope {
     table: RopeTable,
-    turns: Mutex<Option<(usize, Slice<f32>)>>,
+    /// By positions; none is given up, for a recording may read it. Each is twice as long as the one before.
+    turns: Mutex<Vec<(usize, Slice<f32>)>>,
+}
+
+impl GpuRope {
+    fn pairs(&self) -> usize {
+        self.table.inv_freq.len()
+    }
+
+    fn turn(&self) -> Turn {
+        if self.table.interleaved { Turn::Neighbours } else { Turn::Halves }
+    }
 }
 
 /// A parameter vector.
@@ -129,7 +147,7 @@ impl GpuBackend {
             self.gpu.device().wait()?;
             let began = std::time::Instant::now();
             for _ in 0..LAUNCHES {
-                Add {}.launch(&self.gpu, [count.count.div_ceil(256), 1, 1], &x, &x, &y, &count)?;
+                crate::kernels::Add {}.launch(&self.gpu, [count.count.div_ceil(256), 1, 1], &x, &x, &y, &count)?;
             }
             self.gpu.device().wait()?;
             best = best.min(began.elapsed().as_secs_f64() / LAUNCHES as f64);
@@ -138,7 +156,26 @@ impl GpuBackend {
     }
 
     fn uninitialised(&self, rows: usize, cols: usize) -> crate::Result<Tensor> {
-        Ok(Tensor { rows, cols, data: self.gpu.uninitialised(rows * cols)? })
+        Ok(Tensor::of(rows, cols, self.gpu.uninitialised(rows * cols)?))
+    }
+
+    /// Cosines and sines of every position that a step may have.
+    fn turns(&self, rope: &GpuRope, batch: &GpuBatch) -> crate::Result<Slice<f32>> {
+        let wanted = batch.layout.context;
+        let mut turns = rope.turns.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((_, table)) = turns.iter().find(|(positions, _)| *positions >= wanted) {
+            return Ok(table.clone());
+        }
+        let turn = |p: usize| {
+            rope.table.inv_freq.iter().flat_map(move |f| {
+                let (sine, cosine) = (p as f32 * f).sin_cos();
+                [cosine, sine]
+            })
+        };
+        let values: Vec<f32> = (0..wanted).flat_map(turn).collect();
+        let table = self.gpu.upload(&values)?;
+        turns.push((wanted, table.clone()));
+        Ok(table)
     }
 
     /// One thread a value of a new tensor.
@@ -165,6 +202,7 @@ impl Backend for GpuBackend {
     type Batch = GpuBatch;
     type Routing = GpuRouting;
     type Samples = GpuSamples;
+    type Recordings = GpuRecordings;
 
     fn name(&self) -> String {
         let info = self.gpu.device().info();
@@ -188,13 +226,17 @@ impl Backend for GpuBackend {
     }
 
     fn kv(&self, spec: KvSpec) -> Result<GpuKv> {
-        let bytes = spec.values() / spec.layers.max(1) * self.options.kv.bytes();
-        let layers = (0..spec.layers).map(|_| self.gpu.uninitialised(bytes)).collect::<crate::Result<_>>()?;
-        Ok(GpuKv { spec, layers })
+        self.pool(spec)
     }
 
     fn kv_bytes(&self, spec: &KvSpec) -> usize {
-        spec.values() * self.options.kv.bytes()
+        self.pool_bytes(spec)
+    }
+
+    fn free_memory(&self) -> Option<usize> {
+        let memory = self.gpu.memory();
+        let allowed = self.options.memory.saturating_sub(memory.active);
+        Some(self.gpu.device().free_memory().map_or(allowed, |free| allowed.min(free + memory.cached)))
     }
 
     fn begin(&self, step: &Step, kv: &GpuKv, previous: Option<&GpuSamples>) -> Result<GpuBatch> {
@@ -202,7 +244,8 @@ impl Backend for GpuBackend {
     }
 
     fn embed(&self, table: &GpuLinear, batch: &GpuBatch) -> Result<Tensor> {
-        let y = self.uninitialised(batch.rows, table.cols())?;
+        let rows = batch.layout.rows;
+        let y = self.uninitialised(rows, table.cols())?;
         let unsupported = |why: String| Err(Error::Unsupported { op: "embed", why });
         let Some(OnDevice { stored, .. }) = table.plain() else {
             return unsupported(format!("{} is not a plain matrix on the GPU", table.name()));
@@ -210,9 +253,9 @@ impl Backend for GpuBackend {
         let Kind::Rows { weight, args } = stored.kind else {
             return unsupported("a trellis has no rows to look up".into());
         };
-        let groups = [args.cols.div_ceil(128 * weight.chunk()), batch.rows as u32, 1];
+        let groups = [args.cols.div_ceil(128 * weight.chunk()), rows as u32, 1];
         let Stored { words, factors, .. } = stored;
-        DecodeRows { weight }.launch(&self.gpu, groups, words, factors, &batch.tokens, &y.data, &args)?;
+        DecodeRows { weight }.launch(&self.gpu, groups, words, factors, &batch.tokens(), &y.data, &args)?;
         Ok(y)
     }
 
@@ -220,14 +263,7 @@ impl Backend for GpuBackend {
         if weight.len == 0 || !x.cols.is_multiple_of(weight.len) {
             return Err(Error::shape("rms_norm", format!("columns divisible by {}", weight.len), x.cols));
         }
-        let y = self.uninitialised(x.rows, x.cols)?;
-        let simds = if weight.len <= 512 { 1 } else { 8 };
-        let args = RmsNormArgs { width: weight.len as u32, eps };
-        let groups = [(x.rows * (x.cols / weight.len)) as u32, 1, 1];
-        let kernel = RmsNorm { simds, residual: false };
-        let unused = self.gpu.uninitialised(1)?;
-        kernel.launch(&self.gpu, groups, &x.data, &self.none, &weight.data, &unused, &y.data, &args)?;
-        Ok(y)
+        Ok(self.normed(x, &weight.data, weight.len, eps)?)
     }
 
     fn linears(&self, linears: &[&GpuLinear], x: &Tensor) -> Result<Vec<Tensor>> {
@@ -235,27 +271,11 @@ impl Backend for GpuBackend {
     }
 
     fn rope(&self, x: Tensor, rope: &GpuRope, group: usize, offset: usize, batch: &GpuBatch) -> Result<Tensor> {
-        let pairs = rope.table.inv_freq.len();
-        if group == 0 || !x.cols.is_multiple_of(group) || offset + 2 * pairs > group || x.rows != batch.rows {
+        let pairs = rope.pairs();
+        if group == 0 || !x.cols.is_multiple_of(group) || offset + 2 * pairs > group || x.rows != batch.layout.rows {
             return Err(Error::shape("rope", format!("groups of {group} from {offset} for {pairs} pairs"), x.cols));
         }
-        let mut turns = rope.turns.lock().unwrap_or_else(PoisonError::into_inner);
-        let table = match &*turns {
-            Some((positions, table)) if *positions > batch.greatest => table.clone(),
-            _ => {
-                let positions = (batch.greatest + 1).next_power_of_two().max(256);
-                let turn = |p: usize| {
-                    rope.table.inv_freq.iter().flat_map(move |f| {
-                        let (sine, cosine) = (p as f32 * f).sin_cos();
-                        [cosine, sine]
-                    })
-                };
-                let values: Vec<f32> = (0..positions).flat_map(turn).collect();
-                let table = self.gpu.upload(&values)?;
-                *turns = Some((positions, table.clone()));
-                table
-            }
-        };
+        let table = self.turns(rope, batch)?;
         let args = RopeArgs {
             rows: x.rows as u32,
             cols: x.cols as u32,
@@ -265,15 +285,10 @@ impl Backend for GpuBackend {
         };
         let groups = [(x.rows * (x.cols / group) * pairs).div_ceil(256) as u32, 1, 1];
         // The caller has given the tensor away, but may hold a clone: then it is rotated in a copy.
+        let x = if x.addend.is_some() { self.settled(&x)? } else { x };
         let x = if x.data.is_shared() { self.columns(&x, 0, x.cols)? } else { x };
-        Rope { interleaved: rope.table.interleaved }.launch(
-            &self.gpu,
-            groups,
-            &x.data,
-            &batch.positions,
-            &table,
-            &args,
-        )?;
+        let kernel = Rope { interleaved: rope.table.interleaved };
+        kernel.launch(&self.gpu, groups, &x.data, &batch.positions(), &table, &args)?;
         Ok(x)
     }
 
@@ -281,6 +296,7 @@ impl Backend for GpuBackend {
         if from > to || to > x.cols {
             return Err(Error::shape("columns", format!("{from}..{to} within"), x.cols));
         }
+        let x = self.settled(x)?;
         let (y, groups) = self.each(x.rows, to - from)?;
         let args = ColumnsArgs { rows: x.rows as u32, cols: y.cols as u32, x_cols: x.cols as u32, from: from as u32 };
         Columns {}.launch(&self.gpu, groups, &x.data, &y.data, &args)?;
@@ -291,28 +307,28 @@ impl Backend for GpuBackend {
         let KvLayout::Heads { heads, key, value } = kv.spec.layout else {
             return Err(Error::shape("append", "a pool of keys and values", "latents"));
         };
-        if [k.cols, v.cols, k.rows, v.rows] != [heads * key, heads * value, batch.rows, batch.rows] {
+        if [k.cols, v.cols, k.rows, v.rows] != [heads * key, heads * value, batch.layout.rows, batch.layout.rows] {
             return Err(Error::shape(
                 "append",
                 format!("[{}, {}]", heads * key, heads * value),
                 format!("[{}, {}]", k.cols, v.cols),
             ));
         }
-        self.store(kv, layer, [k, v], batch)
+        self.place_heads(None, [k, v], [None, None], None, kv, layer, batch)
     }
 
     fn append_latent(&self, kv: &GpuKv, layer: usize, latent: &Tensor, key: &Tensor, batch: &GpuBatch) -> Result<()> {
         let KvLayout::Latent { rank, rope } = kv.spec.layout else {
             return Err(Error::shape("append_latent", "a pool of latents", "keys and values"));
         };
-        if [latent.cols, key.cols, latent.rows, key.rows] != [rank, rope, batch.rows, batch.rows] {
+        if [latent.cols, key.cols, latent.rows, key.rows] != [rank, rope, batch.layout.rows, batch.layout.rows] {
             return Err(Error::shape(
                 "append_latent",
                 format!("[{rank}, {rope}]"),
                 format!("[{}, {}]", latent.cols, key.cols),
             ));
         }
-        self.store(kv, layer, [latent, key], batch)
+        self.place_heads(None, [latent, key], [None, None], None, kv, layer, batch)
     }
 
     fn attention(
@@ -330,7 +346,8 @@ impl Backend for GpuBackend {
         if q.cols != heads * key || kv_heads == 0 || !heads.is_multiple_of(kv_heads) {
             return Err(Error::shape("attention", format!("{heads} heads of {key}, {kv_heads} KV heads"), q.cols));
         }
-        self.attend(q, kv, layer, [heads, heads / kv_heads, key, value], kv_heads * key, scale, batch)
+        let of = Heads { heads, share: heads / kv_heads, key, value, latent: false };
+        self.attend(q, kv, layer, of, scale, batch)
     }
 
     fn latent_attention(
@@ -344,11 +361,12 @@ impl Backend for GpuBackend {
         _: LatentForm,
         batch: &GpuBatch,
     ) -> Result<Tensor> {
-        self.latent(q, kv_b, kv, layer, heads, scale, batch)
+        self.latent(q, kv_b, kv, layer, heads, scale, None, batch)
     }
 
     fn swiglu(&self, gate: Tensor, up: &Tensor) -> Result<Tensor> {
         Self::same("swiglu", &gate, up)?;
+        let (gate, up) = (self.settled(&gate)?, self.settled(up)?);
         let (y, groups) = self.each(gate.rows, gate.cols)?;
         let args = CountArgs { count: (gate.rows * gate.cols) as u32 };
         Swiglu {}.launch(&self.gpu, groups, &gate.data, &up.data, &y.data, &args)?;
@@ -357,16 +375,14 @@ impl Backend for GpuBackend {
 
     fn add(&self, a: Tensor, b: &Tensor) -> Result<Tensor> {
         Self::same("add", &a, b)?;
-        let (y, groups) = self.each(a.rows, a.cols)?;
-        let args = CountArgs { count: (a.rows * a.cols) as u32 };
-        Add {}.launch(&self.gpu, groups, &a.data, &b.data, &y.data, &args)?;
-        Ok(y)
+        Ok(Tensor::sum_of(&self.settled(&a)?, &self.settled(b)?))
     }
 
     fn gated(&self, x: Tensor, gate: &Tensor) -> Result<Tensor> {
         if (gate.rows, gate.cols) != (x.rows, 1) {
             return Err(Error::shape("gated", format!("[{}, 1]", x.rows), format!("[{}, {}]", gate.rows, gate.cols)));
         }
+        let (x, gate) = (self.settled(&x)?, self.settled(gate)?);
         let (y, groups) = self.each(x.rows, x.cols)?;
         let args = RowsArgs { rows: x.rows as u32, cols: x.cols as u32 };
         Gated {}.launch(&self.gpu, groups, &x.data, &gate.data, &y.data, &args)?;
@@ -381,6 +397,7 @@ impl Backend for GpuBackend {
             let why = format!("{} of {experts} experts in {} groups", rule.top_k, rule.groups);
             return Err(Error::Unsupported { op: "route", why });
         }
+        let x = &self.settled(x)?;
         // A choice between experts must not turn on rounding, so logits are computed by the kernels that round nothing.
         let logits = match gate.plain() {
             Some(OnDevice { stored, bias, decision, .. }) if x.rows > FEW_ROWS && x.cols == gate.cols() => {
@@ -392,6 +409,7 @@ impl Backend for GpuBackend {
             rows: x.rows,
             slots: rule.top_k,
             experts: self.gpu.uninitialised(x.rows * rule.top_k)?,
+            both: self.gpu.uninitialised(2 * x.rows * rule.top_k)?,
             weights: self.gpu.uninitialised(x.rows * rule.top_k)?,
         };
         let kernel = Route {
@@ -409,7 +427,8 @@ impl Backend for GpuBackend {
             scale: rule.scale,
         };
         let biases = bias.map_or(&self.none, |b| &b.data);
-        kernel.launch(&self.gpu, [x.rows as u32, 1, 1], &logits, biases, &routing.experts, &routing.weights, &args)?;
+        let GpuRouting { experts, both, weights, .. } = &routing;
+        kernel.launch(&self.gpu, [x.rows as u32, 1, 1], &logits, biases, experts, both, weights, &args)?;
         Ok(routing)
     }
 
@@ -418,9 +437,13 @@ impl Backend for GpuBackend {
     }
 
     fn outputs(&self, x: &Tensor, batch: &GpuBatch) -> Result<Tensor> {
-        let (y, groups) = self.each(batch.outputs.len(), x.cols)?;
+        if batch.layout.all {
+            return Ok(x.clone());
+        }
+        let x = self.settled(x)?;
+        let (y, groups) = self.each(batch.layout.outputs, x.cols)?;
         let args = RowsArgs { rows: y.rows as u32, cols: x.cols as u32 };
-        Gather {}.launch(&self.gpu, groups, &x.data, &batch.outputs, &y.data, &args)?;
+        Gather {}.launch(&self.gpu, groups, &x.data, &batch.outputs(), &y.data, &args)?;
         Ok(y)
     }
 
@@ -428,14 +451,14 @@ impl Backend for GpuBackend {
         if rows.len() != logits.rows {
             return Err(Error::shape("sample", format!("{} rows", logits.rows), rows.len()));
         }
-        Ok(GpuSamples(Arc::new(Choice { logits: logits.clone(), rows: rows.to_vec(), chosen: OnceLock::new() })))
+        Ok(self.sampled(logits, rows)?)
     }
 
     fn write(&self, rows: usize, cols: usize, values: Vec<f32>) -> Result<Tensor> {
         if values.len() != rows * cols {
             return Err(Error::shape("write", rows * cols, values.len()));
         }
-        Ok(Tensor { rows, cols, data: self.gpu.upload(&values)? })
+        Ok(Tensor::of(rows, cols, self.gpu.upload(&values)?))
     }
 
     fn submit(&self) -> Result<()> {
@@ -443,7 +466,7 @@ impl Backend for GpuBackend {
     }
 
     fn read(&self, x: &Tensor) -> Result<Vec<f32>> {
-        Ok(self.gpu.read(&x.data)?)
+        Ok(self.gpu.read(&self.settled(x)?.data)?)
     }
 
     fn read_samples(&self, samples: &GpuSamples) -> Result<Vec<Sample>> {
@@ -458,6 +481,65 @@ impl Backend for GpuBackend {
 
     fn expert<'a>(&self, experts: &'a GpuExperts, index: usize) -> [&'a GpuLinear; 3] {
         experts.linears(index)
+    }
+
+    fn whole<E: From<Error>>(
+        &self,
+        recordings: &GpuRecordings,
+        batch: &GpuBatch,
+        kv: &GpuKv,
+        forward: impl Fn(&GpuBatch) -> std::result::Result<Tensor, E>,
+    ) -> std::result::Result<Tensor, E> {
+        self.replayed(recordings, batch, kv, forward)
+    }
+
+    /// As the default block; head norms, rotation and the way to the pool in one kernel.
+    fn attention_input(&self, w: &Attention<Self>, h: &Tensor, pass: &Pass<Self>) -> Result<Tensor> {
+        let KvLayout::Heads { heads: kv_heads, key, value } = pass.kv.spec.layout else {
+            return Err(Error::shape("append", "a pool of keys and values", "latents"));
+        };
+        let norms = [&w.q_norm, &w.k_norm];
+        let usual = norms.iter().all(|n| n.as_ref().is_none_or(|n| n.weight.len == key));
+        if pass.observer.is_some() || !usual || key != w.head_dim || 2 * w.rope.pairs() > key {
+            return blocks::attention_input(self, w, h, pass);
+        }
+        let x = w.norm.apply(self, h)?;
+        let found = self.linears(&[&w.q_proj, &w.k_proj, &w.v_proj], &x)?;
+        let [q, k, v] = &found[..] else { return Err(Error::shape("linears", 3, found.len())) };
+        if [q.cols, k.cols, v.cols] != [w.heads * key, kv_heads * key, kv_heads * value] {
+            let expected = format!("{} heads and {kv_heads} KV heads of {key}", w.heads);
+            return Err(Error::shape("attention_input", expected, format!("{}, {}, {}", q.cols, k.cols, v.cols)));
+        }
+        let norms = norms.map(|n| n.as_ref().map(|n| (&n.weight.data, n.eps)));
+        let q = self.settled(q)?;
+        self.place_heads(Some(&q), [k, v], norms, Some(&w.rope), pass.kv, pass.layer, pass.batch)?;
+        Ok(q)
+    }
+
+    /// As the default block, but the latent's norm, its key's rotation and the way to the pool are one kernel, and the queries are
+    /// not yet turned: [`Self::latent_output`] does that.
+    fn latent_input(&self, w: &LatentAttention<Self>, h: &Tensor, pass: &Pass<Self>) -> Result<Tensor> {
+        if pass.observer.is_some() || w.kv_a_layernorm.weight.len != w.rank || 2 * w.rope.pairs() != w.rope_dim {
+            return blocks::latent_input(self, w, h, pass);
+        }
+        let x = w.norm.apply(self, h)?;
+        let found = self.linears(&[&w.q_a_proj, &w.kv_a_proj_with_mqa], &x)?;
+        let [q_a, kv_a] = &found[..] else { return Err(Error::shape("linears", 2, found.len())) };
+        if kv_a.cols != w.rank + w.rope_dim {
+            return Err(Error::shape("latent_input", w.rank + w.rope_dim, kv_a.cols));
+        }
+        let norm = (&w.kv_a_layernorm.weight.data, w.kv_a_layernorm.eps);
+        self.place_latent(kv_a, norm, &w.rope, pass.kv, pass.layer, pass.batch)?;
+        Ok(self.apply(&w.q_b_proj, &w.q_a_layernorm.apply(self, q_a)?)?)
+    }
+
+    fn latent_output(&self, w: &LatentAttention<Self>, q: &Tensor, h: Tensor, pass: &Pass<Self>) -> Result<Tensor> {
+        if pass.observer.is_some() || w.kv_a_layernorm.weight.len != w.rank || 2 * w.rope.pairs() != w.rope_dim {
+            return blocks::latent_output(self, w, q, h, pass);
+        }
+        let kv_b = w.kv_b_proj.as_ref();
+        let o = self.latent(q, kv_b, pass.kv, pass.layer, w.heads, w.scale, Some(&w.rope), pass.batch)?;
+        self.add(h, &self.apply(&w.o_proj, &o)?)
     }
 
     /// As the default block, with the residual added by the kernel that sums the experts up.

@@ -33,7 +33,7 @@ impl GpuBackend {
             let Some(bias) = bias else { return Ok(y) };
             let (rows, features) = (batch, w.kind.rows());
             let after = After { scale: None, block: 1, features, width: features, bias: Some(bias.clone()) };
-            return Ok(self.after(&after, &Tensor { rows, cols: features, data: y })?.data);
+            return Ok(self.after(&after, &Tensor::of(rows, features, y))?.data);
         }
         let y = self.gpu.uninitialised(batch * w.kind.rows())?;
         let biases = bias.unwrap_or(&self.none);

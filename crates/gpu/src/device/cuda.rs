@@ -14,6 +14,26 @@ use std::sync::{Mutex, OnceLock, PoisonError};
 type Status = c_int;
 type Pointer = *mut c_void;
 
+/// `CUlaunchConfig`.
+#[repr(C)]
+struct LaunchConfig {
+    grid: [c_uint; 3],
+    block: [c_uint; 3],
+    shared: c_uint,
+    stream: Pointer,
+    attributes: *const LaunchAttribute,
+    count: c_uint,
+}
+
+/// `CUlaunchAttribute` with an integer.
+#[repr(C, align(8))]
+struct LaunchAttribute {
+    id: c_uint,
+    padding: c_uint,
+    value: c_int,
+    rest: [u8; 60],
+}
+
 /// The driver's interface, version 12 or later.
 struct Api {
     _library: Library,
@@ -51,12 +71,18 @@ struct Api {
         *mut Pointer,
         *mut Pointer,
     ) -> Status,
+    /// Absent from drivers before 12.
+    launch_with: Option<unsafe extern "C" fn(*const LaunchConfig, Pointer, *mut Pointer, *mut Pointer) -> Status>,
     capture_begin: unsafe extern "C" fn(Pointer, c_int) -> Status,
     capture_end: unsafe extern "C" fn(Pointer, *mut Pointer) -> Status,
     graph_instantiate: unsafe extern "C" fn(*mut Pointer, Pointer, u64) -> Status,
     graph_launch: unsafe extern "C" fn(Pointer, Pointer) -> Status,
     graph_destroy: unsafe extern "C" fn(Pointer) -> Status,
     graph_exec_destroy: unsafe extern "C" fn(Pointer) -> Status,
+    event_create: unsafe extern "C" fn(*mut Pointer, c_uint) -> Status,
+    event_record: unsafe extern "C" fn(Pointer, Pointer) -> Status,
+    event_elapsed: unsafe extern "C" fn(*mut f32, Pointer, Pointer) -> Status,
+    event_destroy: unsafe extern "C" fn(Pointer) -> Status,
     driver_version: c_int,
 }
 
@@ -104,12 +130,18 @@ fn load() -> std::result::Result<Api, String> {
         module_unload: symbol!(b"cuModuleUnload"),
         module_function: symbol!(b"cuModuleGetFunction"),
         launch: symbol!(b"cuLaunchKernel"),
+        // SAFETY: the signature is that of cuda.h.
+        launch_with: unsafe { library.get(b"cuLaunchKernelEx") }.ok().map(|f| *f),
         capture_begin: symbol!(b"cuStreamBeginCapture_v2"),
         capture_end: symbol!(b"cuStreamEndCapture"),
         graph_instantiate: symbol!(b"cuGraphInstantiateWithFlags"),
         graph_launch: symbol!(b"cuGraphLaunch"),
         graph_destroy: symbol!(b"cuGraphDestroy"),
         graph_exec_destroy: symbol!(b"cuGraphExecDestroy"),
+        event_create: symbol!(b"cuEventCreate"),
+        event_record: symbol!(b"cuEventRecord"),
+        event_elapsed: symbol!(b"cuEventElapsedTime"),
+        event_destroy: symbol!(b"cuEventDestroy_v2"),
         driver_version,
         _library: library,
     })
@@ -143,13 +175,10 @@ pub struct Cuda {
     context: usize,
     stream: usize,
     modules: Mutex<HashMap<u64, usize>>,
-}
-
-/// A sequence of launches that the driver replays at once.
-pub struct Graph<'a> {
-    device: &'a Cuda,
-    graph: usize,
-    exec: usize,
+    /// A kernel may take its place before the one ahead of it has ended; see `begin` in the prelude.
+    overlaps: bool,
+    /// Executable graphs with the graphs they were made of.
+    graphs: Mutex<HashMap<u64, usize>>,
 }
 
 impl Cuda {
@@ -199,7 +228,19 @@ impl Cuda {
             cores: cores.max(0) as u32,
             longest_buffer: memory,
         };
-        Ok(Self { api, info, device, context: context as usize, stream: stream as usize, modules: Mutex::default() })
+        // For finding out what is wrong, if something is.
+        let serial = std::env::var_os("MARLIN_CUDA_SERIAL").is_some_and(|v| v == "1");
+        let overlaps = major >= 9 && !serial && api.launch_with.is_some();
+        Ok(Self {
+            overlaps,
+            api,
+            info,
+            device,
+            context: context as usize,
+            stream: stream as usize,
+            modules: Mutex::default(),
+            graphs: Mutex::default(),
+        })
     }
 
     fn stream(&self) -> Pointer {
@@ -211,51 +252,19 @@ impl Cuda {
         // SAFETY: the context lives as long as `self`.
         self.api.check("context", unsafe { (self.api.context_set)(self.context as Pointer) })
     }
-
-    /// What `work` asks for, as a graph. It must not wait, upload or allocate.
-    pub fn record(&self, work: impl FnOnce() -> Result<()>) -> Result<Graph<'_>> {
-        self.enter()?;
-        let mut graph: Pointer = std::ptr::null_mut();
-        let mut exec: Pointer = std::ptr::null_mut();
-        // SAFETY: a stream of ours; mode 1 is thread-local.
-        self.api.check("capture", unsafe { (self.api.capture_begin)(self.stream(), 1) })?;
-        let done = work();
-        // SAFETY: ends the capture begun above, whatever happened.
-        let ended = self.api.check("capture", unsafe { (self.api.capture_end)(self.stream(), &mut graph) });
-        done?;
-        ended?;
-        // SAFETY: a graph just made.
-        self.api.check("graph", unsafe { (self.api.graph_instantiate)(&mut exec, graph, 0) })?;
-        Ok(Graph { device: self, graph: graph as usize, exec: exec as usize })
-    }
-}
-
-impl Graph<'_> {
-    /// Asks for all of it.
-    pub fn launch(&self) -> Result<()> {
-        self.device.enter()?;
-        let api = self.device.api;
-        // SAFETY: a graph and a stream of ours.
-        api.check("graph", unsafe { (api.graph_launch)(self.exec as Pointer, self.device.stream()) })
-    }
-}
-
-impl Drop for Graph<'_> {
-    fn drop(&mut self) {
-        // SAFETY: made by `record`, destroyed once. What fails here has nobody to tell.
-        unsafe {
-            (self.device.api.graph_exec_destroy)(self.exec as Pointer);
-            (self.device.api.graph_destroy)(self.graph as Pointer);
-        }
-    }
 }
 
 impl Drop for Cuda {
     fn drop(&mut self) {
         _ = self.wait();
         let modules = std::mem::take(self.modules.get_mut().unwrap_or_else(PoisonError::into_inner));
+        let graphs = std::mem::take(self.graphs.get_mut().unwrap_or_else(PoisonError::into_inner));
         // SAFETY: everything here was made by `self`, and nothing runs any more.
         unsafe {
+            for (exec, graph) in graphs {
+                (self.api.graph_exec_destroy)(exec as Pointer);
+                (self.api.graph_destroy)(graph as Pointer);
+            }
             for module in modules.into_values() {
                 (self.api.module_unload)(module as Pointer);
             }
@@ -347,6 +356,23 @@ impl Device for Cuda {
         let mut parameters: Vec<Pointer> = addresses.iter_mut().map(|a| std::ptr::from_mut(a).cast()).collect();
         parameters.push(launch.arguments.as_ptr().cast_mut().cast());
         let [x, y, z] = launch.groups;
+        if let (true, Some(launch_with)) = (self.overlaps, self.api.launch_with) {
+            const OVERLAP: c_uint = 6; // CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION
+            let attribute = LaunchAttribute { id: OVERLAP, padding: 0, value: 1, rest: [0; 60] };
+            let config = LaunchConfig {
+                grid: [x, y, z],
+                block: [launch.threads, 1, 1],
+                shared: 0,
+                stream: self.stream(),
+                attributes: &attribute,
+                count: 1,
+            };
+            // SAFETY: as below; the configuration lives through the call.
+            let status = unsafe {
+                launch_with(&config, launch.function.0 as Pointer, parameters.as_mut_ptr(), std::ptr::null_mut())
+            };
+            return self.api.check("launch", status);
+        }
         // SAFETY: as many parameters as the declaration has, which the launch functions see to; the driver copies them.
         let status = unsafe {
             (self.api.launch)(
@@ -383,5 +409,80 @@ impl Device for Cuda {
         self.enter()?;
         // SAFETY: a stream of ours.
         self.api.check("waiting", unsafe { (self.api.stream_wait)(self.stream()) })
+    }
+
+    fn begin_recording(&self) -> Result<bool> {
+        self.enter()?;
+        // SAFETY: a stream of ours; mode 2 is relaxed: memory may be allocated meanwhile.
+        self.api.check("capture", unsafe { (self.api.capture_begin)(self.stream(), 2) })?;
+        Ok(true)
+    }
+
+    fn end_recording(&self) -> Result<u64> {
+        self.enter()?;
+        let mut graph: Pointer = std::ptr::null_mut();
+        let mut exec: Pointer = std::ptr::null_mut();
+        // SAFETY: ends the capture begun above; then a graph just made, destroyed if nothing can be made of it.
+        unsafe {
+            self.api.check("capture", (self.api.capture_end)(self.stream(), &mut graph))?;
+            let made = self.api.check("graph", (self.api.graph_instantiate)(&mut exec, graph, 0));
+            if made.is_err() {
+                (self.api.graph_destroy)(graph);
+            }
+            made?;
+        }
+        self.graphs.lock().unwrap_or_else(PoisonError::into_inner).insert(exec as u64, graph as usize);
+        Ok(exec as u64)
+    }
+
+    fn replay(&self, recording: u64) -> Result<()> {
+        self.enter()?;
+        // SAFETY: a graph and a stream of ours.
+        self.api.check("graph", unsafe { (self.api.graph_launch)(recording as Pointer, self.stream()) })
+    }
+
+    fn forget(&self, recording: u64) {
+        let graph = self.graphs.lock().unwrap_or_else(PoisonError::into_inner).remove(&recording);
+        if let (Some(graph), Ok(())) = (graph, self.enter()) {
+            // SAFETY: made by `end_recording`, destroyed once; the driver lets what runs come to its end. What fails here has
+            // nobody to tell.
+            unsafe {
+                (self.api.graph_exec_destroy)(recording as Pointer);
+                (self.api.graph_destroy)(graph as Pointer);
+            }
+        }
+    }
+
+    fn mark(&self) -> Result<u64> {
+        self.enter()?;
+        let mut event: Pointer = std::ptr::null_mut();
+        // SAFETY: an event to write to, and a stream of ours.
+        unsafe {
+            self.api.check("event", (self.api.event_create)(&mut event, 0))?;
+            self.api.check("event", (self.api.event_record)(event, self.stream()))?;
+        }
+        Ok(event as u64)
+    }
+
+    fn seconds_between(&self, before: u64, after: u64) -> Result<f64> {
+        self.enter()?;
+        let mut milliseconds = 0.0;
+        // SAFETY: two events made by `mark`, destroyed here.
+        let status = unsafe {
+            let status = (self.api.event_elapsed)(&mut milliseconds, before as Pointer, after as Pointer);
+            (self.api.event_destroy)(before as Pointer);
+            (self.api.event_destroy)(after as Pointer);
+            status
+        };
+        self.api.check("event", status)?;
+        Ok(f64::from(milliseconds) * 1e-3)
+    }
+
+    fn free_memory(&self) -> Result<usize> {
+        self.enter()?;
+        let (mut free, mut all) = (0, 0);
+        // SAFETY: two variables to write to.
+        self.api.check("memory", unsafe { (self.api.memory_info)(&mut free, &mut all) })?;
+        Ok(free)
     }
 }

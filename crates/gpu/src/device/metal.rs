@@ -109,6 +109,8 @@ impl Metal {
                 memory: gpu.recommendedMaxWorkingSetSize() as usize,
                 cores: 0,
                 longest_buffer: gpu.maxBufferLength(),
+                // Metal does not tell; enough threadgroups for the larger ones.
+                cores: 40,
             };
             Ok(Self { info, gpu, queue, residency, state: Mutex::default() })
         })

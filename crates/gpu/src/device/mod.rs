@@ -145,4 +145,43 @@ pub trait Device: Send + Sync + 'static {
 
     /// Waits for everything asked for.
     fn wait(&self) -> Result<()>;
+
+    /// From now on launches are written down instead of being run, until [`Device::end_recording`]; false if the device cannot. Nothing
+    /// else is asked for meanwhile.
+    fn begin_recording(&self) -> Result<bool> {
+        Ok(false)
+    }
+
+    /// What was written down, by a number.
+    fn end_recording(&self) -> Result<u64> {
+        Err(crate::Error::Device("this device records nothing".into()))
+    }
+
+    /// Asks for all launches of a recording.
+    fn replay(&self, recording: u64) -> Result<()> {
+        Err(crate::Error::Device(format!("there is no recording {recording}")))
+    }
+
+    /// A recording is needed no more.
+    fn forget(&self, recording: u64) {
+        let _ = recording;
+    }
+
+    /// A mark behind everything asked for before, by a number.
+    fn mark(&self) -> Result<u64> {
+        // Without a clock of the device, its work is awaited.
+        self.wait()?;
+        static START: std::sync::LazyLock<std::time::Instant> = std::sync::LazyLock::new(std::time::Instant::now);
+        Ok(START.elapsed().as_nanos() as u64)
+    }
+
+    /// Seconds that passed on the device between two marks, both of which have been reached. Marks are used once.
+    fn seconds_between(&self, before: u64, after: u64) -> Result<f64> {
+        Ok(after.saturating_sub(before) as f64 * 1e-9)
+    }
+
+    /// Bytes of memory that are free.
+    fn free_memory(&self) -> Result<usize> {
+        Ok(self.info().memory)
+    }
 }

@@ -8,9 +8,9 @@ use marlin_checkpoint::weight::Codebook;
 /// bits, all sizes of rotations.
 pub fn catalogue() -> Vec<Entry> {
     let mut all = Vec::new();
-    for simds in [1, 8] {
+    for width in [100, 333, 1536, 4096, 5001] {
         for residual in [false, true] {
-            all.push(RmsNorm { simds, residual }.entry());
+            all.push(RmsNorm::of(width, residual).entry());
         }
     }
     let plain = Around { block: 1, output: false, scale: false, order: false, bias: false, indexed: false };
@@ -25,12 +25,39 @@ pub fn catalogue() -> Vec<Entry> {
     for flag in [false, true] {
         all.extend([Combine { base: flag }.entry(), Rope { interleaved: flag }.entry()]);
     }
+    all.push(AttentionJoin {}.entry());
+    for element in [Element::F32, Element::F16, Element::Bf16, Element::Int8, Element::Fp8] {
+        let heads = Attention {
+            element,
+            width: 8,
+            simds: 4,
+            lanes: 16,
+            heads: 4,
+            keys: 1,
+            values: 1,
+            latent: false,
+            split: true,
+        };
+        all.push(heads.entry());
+        all.push(Attention { split: false, ..heads }.entry());
+        all.push(Attention { width: 1, lanes: 32, heads: 1, keys: 3, values: 3, ..heads }.entry());
+        all.push(Attention { lanes: 32, heads: 2, keys: 3, values: 2, latent: true, ..heads }.entry());
+        all.push(
+            Attention { simds: 2, lanes: 32, heads: 4, keys: 3, values: 2, latent: true, split: false, ..heads }
+                .entry(),
+        );
+        for (q_norm, rope) in [(false, Turn::No), (true, Turn::Halves), (false, Turn::Neighbours)] {
+            all.push(PlaceHeads { element, each: 4, q_norm, k_norm: q_norm, rope, latent: false }.entry());
+        }
+        all.push(PlaceHeads { element, each: 18, q_norm: false, k_norm: false, rope: Turn::No, latent: true }.entry());
+        all.push(PlaceLatent { element, each: 3, rope: Turn::Halves }.entry());
+        all.push(PlaceLatent { element, each: 3, rope: Turn::Neighbours }.entry());
+    }
     for element in [Element::F32, Element::F16, Element::Bf16] {
-        all.push(KvAppend { element }.entry());
-        all.push(Attention { element, simds: 8, keys: 4, values: 4 }.entry());
-        all.push(Attention { element, simds: 8, keys: 18, values: 16 }.entry());
-        all.push(LatentProject { element, transposed: false }.entry());
-        all.push(LatentProject { element, transposed: true }.entry());
+        for rope in [Turn::No, Turn::Halves, Turn::Neighbours] {
+            all.push(LatentIn { element, rope }.entry());
+        }
+        all.extend([1, 8].map(|width| LatentOut { element, width }.entry()));
     }
     for sigmoid in [false, true] {
         for groups in [false, true] {
@@ -38,6 +65,8 @@ pub fn catalogue() -> Vec<Entry> {
         }
     }
     all.push(Argmax { simds: 8 }.entry());
+    all.extend([GreedyPart {}.entry(), GreedyJoin {}.entry(), TakeTokens {}.entry(), CopyWords {}.entry()]);
+    all.extend([SwigluPairs {}.entry(), SortPairs {}.entry(), ExpertTiles {}.entry()]);
     for weight in weight_types() {
         all.push(DecodeRows { weight }.entry());
         all.push(Gemv { weight, m: 1, r: 4, simds: 4, bias: true, experts: false }.entry());
@@ -48,6 +77,7 @@ pub fn catalogue() -> Vec<Entry> {
     for weight in [weight_types()[0], weight_types()[8]] {
         all.push(Gemv { weight, m: 4, r: 2, simds: 4, bias: false, experts: false }.entry());
         all.push(Gemv { weight, m: 1, r: 4, simds: 4, bias: false, experts: true }.entry());
+        all.push(ExpertGemm { weight }.entry());
     }
     for (block, scale) in [(1, false), (128, true)] {
         all.extend([Largest { scale }.entry(), ToHalves { block, scale }.entry()]);
@@ -59,6 +89,7 @@ pub fn catalogue() -> Vec<Entry> {
         all.push(TrellisGemm { bits, book }.entry());
         all.push(SimpleTrellis { bits, book }.entry());
         all.push(PanelTrellis { bits, book }.entry());
+        all.push(ExpertTrellisGemm { bits, book }.entry());
     }
     all.push(TrellisGemv { bits: 3, book: Book(Codebook::Mul1), m: 4, tiles: 1, simds: 8, experts: false }.entry());
     all

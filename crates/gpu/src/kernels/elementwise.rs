@@ -56,6 +56,15 @@ kernel! {
 }
 
 kernel! {
+    /// `silu(gate) * up`, where rows of `x` are gate and up in turns; `rows` of `y`.
+    SwigluPairs = "swiglu_pairs" in "elementwise.h" {}
+    threads |_| 256;
+    shared |_| Vec::new();
+    buffers { x: read f32, y: write f32 }
+    arguments RowsArgs
+}
+
+kernel! {
     /// `x + z`.
     Add = "add" in "elementwise.h" {}
     threads |_| 256;
@@ -140,12 +149,35 @@ pub enum Element {
     F16,
     /// The upper half of a single.
     Bf16,
+    /// Signed bytes with a scale for each vector (KV memory only).
+    Int8,
+    /// E4M3 bytes with a scale for each vector (KV memory only).
+    Fp8,
 }
 
 impl Element {
     /// Bytes of one.
     pub fn bytes(self) -> usize {
-        if self == Self::F32 { 4 } else { 2 }
+        match self {
+            Self::F32 => 4,
+            Self::F16 | Self::Bf16 => 2,
+            Self::Int8 | Self::Fp8 => 1,
+        }
+    }
+
+    /// How far a stored value may be off, relative to itself or, in bytes of int8, to the greatest of its vector.
+    pub fn rounding(self) -> f32 {
+        match self {
+            Self::F32 => 0.0,
+            Self::F16 => 1.0 / 2048.0,
+            Self::Bf16 | Self::Int8 => 1.0 / 254.0,
+            Self::Fp8 => 1.0 / 16.0,
+        }
+    }
+
+    /// Whether each vector has a scale, an `f32`.
+    pub fn is_scaled(self) -> bool {
+        self.bytes() == 1
     }
 }
 
@@ -155,36 +187,12 @@ impl Template for Element {
             Self::F32 => "F32",
             Self::F16 => "F16",
             Self::Bf16 => "Bf16",
+            Self::Int8 => "Int8",
+            Self::Fp8 => "Fp8",
         }
         .into()
     }
     fn tag(&self) -> String {
         self.cxx().to_lowercase()
     }
-}
-
-arguments! {
-    /// Arguments of [`KvAppend`].
-    AppendArgs {
-        /// Rows.
-        rows: u32,
-        /// Values of a row of the first part.
-        first: u32,
-        /// Values of a row of the second part.
-        second: u32,
-        /// Where the layer begins in the pool, in values.
-        base: u32,
-    }
-}
-
-kernel! {
-    /// Stores rows in their slots of a pool.
-    KvAppend = "kv_append" in "rope.h" {
-        /// What the pool holds.
-        element: Element,
-    }
-    threads |_| 256;
-    shared |_| Vec::new();
-    buffers { first: read f32, second: read f32, slots: read u32, pool: write u8 }
-    arguments AppendArgs
 }

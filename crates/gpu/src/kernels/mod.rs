@@ -7,21 +7,25 @@
 mod attention;
 mod catalogue;
 mod elementwise;
+mod experts;
 mod linear;
 mod norm;
 mod panel;
 mod route;
 mod stream;
+mod sample;
 mod weights;
 
 pub use attention::*;
 pub use catalogue::{catalogue, tensor_catalogue, weight_types};
 pub use elementwise::*;
+pub use experts::*;
 pub use linear::*;
 pub use norm::*;
 pub use panel::*;
 pub use route::*;
 pub use stream::*;
+pub use sample::*;
 pub use weights::*;
 
 use std::collections::BTreeMap;
@@ -244,7 +248,8 @@ pub(crate) fn structures(file: &str) -> Vec<Structures> {
             $(if $kernel::FILE == file { found.push($kernel::structures()); })*
         };
     }
-    each!(RmsNorm Around Swiglu Add Gated Columns Gather Combine Rope KvAppend Attention LatentProject Route Argmax);
+    each!(RmsNorm Around Swiglu Add Gated Columns Gather Combine Rope Attention AttentionJoin LatentIn LatentOut PlaceHeads PlaceLatent Route Argmax);
+    each!(GreedyPart GreedyJoin TakeTokens CopyWords SwigluPairs SortPairs ExpertTiles ExpertGemm ExpertTrellisGemm);
     each!(DecodeRows Gemv TrellisGemv Gemm TrellisGemm SimpleLinear SimpleTrellis);
     each!(Largest ToHalves PanelRows PanelTrellis);
     each!(PackRows TrellisStream PackForCodes GroupedStream);

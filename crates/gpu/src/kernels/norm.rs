@@ -18,6 +18,10 @@ kernel! {
     RmsNorm = "rms_norm" in "norm.h" {
         /// Simdgroups of a threadgroup.
         simds: u32,
+        /// Times that a thread loads: the width over `32 * simds * vector`, rounded up.
+        each: u32,
+        /// Values loaded at once: 4, or 1 where the width is no multiple of 4.
+        vector: u32,
         /// Whether `second` is added first.
         residual: bool,
     }
@@ -25,6 +29,20 @@ kernel! {
     shared |k| vec![("float", k.simds as usize)];
     buffers { x: read f32, second: read f32, weight: read f32, sum: write f32, y: write f32 }
     arguments RmsNormArgs
+}
+
+impl RmsNorm {
+    /// For groups of this width: all of a wide group's values are loaded at once.
+    pub fn of(width: usize, residual: bool) -> Self {
+        let width = width as u32;
+        let vector = if width.is_multiple_of(4) { 4 } else { 1 };
+        let simds = match width {
+            ..=512 => 1,
+            ..=2048 => 8,
+            _ => 32,
+        };
+        Self { simds, each: width.div_ceil(32 * simds * vector).max(1), vector, residual }
+    }
 }
 
 arguments! {

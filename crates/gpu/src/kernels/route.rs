@@ -34,7 +34,7 @@ kernel! {
     }
     threads |_| 32;
     shared |_| Vec::new();
-    buffers { logits: read f32, biases: read f32, experts: write u32, weights: write f32 }
+    buffers { logits: read f32, biases: read f32, experts: write u32, both: write u32, weights: write f32 }
     arguments RouteArgs
 }
 
@@ -58,4 +58,35 @@ kernel! {
     shared |k| vec![("float", k.simds as usize), ("uint", k.simds as usize)];
     buffers { x: read f32, place: write u32 }
     arguments ArgmaxArgs
+}
+
+arguments! {
+    /// Arguments of [`SortPairs`] and [`ExpertTiles`].
+    SortArgs {
+        /// Pairs of a row and an expert.
+        pairs: u32,
+        /// Matrices to choose from.
+        experts: u32,
+        /// Tiles there is room for.
+        tiles: u32,
+    }
+}
+
+kernel! {
+    /// Pairs in the order of their matrices, and where each matrix's begin; `starts` has one more entry than matrices. Grid
+    /// `[experts]`.
+    SortPairs = "sort_pairs" in "route.h" {}
+    threads |_| 32;
+    shared |_| Vec::new();
+    buffers { index: read u32, order: write u32, starts: write u32 }
+    arguments SortArgs
+}
+
+kernel! {
+    /// The tiles of 64 pairs or fewer that share a matrix: matrix, first pair, pairs; all ones where there are no more. Grid `[1]`.
+    ExpertTiles = "expert_tiles" in "route.h" {}
+    threads |_| 256;
+    shared |_| vec![("uint", 257)];
+    buffers { starts: read u32, tiles: write u32 }
+    arguments SortArgs
 }

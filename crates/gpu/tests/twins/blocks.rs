@@ -150,6 +150,7 @@ fn routing_and_experts() {
         })
         .collect();
     let x = numbers.many(9 * hidden);
+    let many = numbers.many(45 * hidden);
     for scoring in [Scoring::Softmax, Scoring::Sigmoid] {
         for (normalise, groups, top_groups) in [(false, 1, 1), (true, 1, 1), (true, 4, 2)] {
             let rule = RouterRule { scoring, top_k: 3, normalise, scale: 1.8, groups, top_groups };
@@ -158,6 +159,11 @@ fn routing_and_experts() {
                 let routing = b.route(&x, &b.linear(gate.clone())?, Some(&b.vector(bias.clone())?), &rule)?;
                 let choices = b.read_routing(&routing)?;
                 Ok(choices.into_iter().flatten().flat_map(|(e, w)| [e as f32, w]).collect())
+            });
+            twins!("many rows for experts", LIMIT, |b| {
+                let x = b.write(45, hidden, many.clone())?;
+                let routing = b.route(&x, &b.linear(gate.clone())?, Some(&b.vector(bias.clone())?), &rule)?;
+                b.read(&b.apply_experts(&x, &b.experts(all.clone())?, &routing)?)
             });
             twins!("experts", LIMIT, |b| {
                 let x = b.write(9, hidden, x.clone())?;
@@ -192,6 +198,15 @@ fn experts_of_several_kinds() {
         RouterRule { scoring: Scoring::Softmax, top_k: 2, normalise: true, scale: 1.0, groups: 1, top_groups: 1 };
     twins!("experts of several kinds", LIMIT, |b| {
         let x = b.write(5, hidden, x.clone())?;
+        let routing = b.route(&x, &b.linear(gate.clone())?, None, &rule)?;
+        b.read(&b.apply_experts(&x, &b.experts(all.clone())?, &routing)?)
+    });
+    // Many rows are sorted by their experts; some of those have more than a tile of rows, others none.
+    let mut gate = gate.clone();
+    let many = numbers.many(70 * hidden);
+    gate.bias = Some(vec![3.0, -9.0, 0.5, 0.0, 0.2, 0.0].into());
+    twins!("many rows for experts of several kinds", LIMIT, |b| {
+        let x = b.write(70, hidden, many.clone())?;
         let routing = b.route(&x, &b.linear(gate.clone())?, None, &rule)?;
         b.read(&b.apply_experts(&x, &b.experts(all.clone())?, &routing)?)
     });

@@ -6,11 +6,16 @@ use marlin_gpu::{Device, GpuBackend, GpuOptions};
 use marlin_gpu_sim::{Order, Simulated};
 use std::sync::Arc;
 
-pub const OPTIONS: GpuOptions = GpuOptions { kv: Element::F32, memory: 1 << 30, threads: 1 };
+pub const OPTIONS: GpuOptions = GpuOptions { kv: Element::F32, memory: 1 << 30, threads: 1, record: true };
 
 /// Backends to test; none, loudly, where there is no device.
 pub fn backends() -> Vec<GpuBackend> {
-    let open = |device: Arc<dyn Device>| GpuBackend::new(device, OPTIONS).unwrap();
+    backends_with(OPTIONS)
+}
+
+/// The same with other options.
+pub fn backends_with(options: GpuOptions) -> Vec<GpuBackend> {
+    let open = |device: Arc<dyn Device>| GpuBackend::new(device, options).unwrap();
     #[cfg(not(target_os = "macos"))]
     if std::env::var("MARLIN_TEST_DEVICE").is_ok_and(|d| d == "cuda") {
         return vec![open(Arc::new(marlin_gpu::device::cuda::Cuda::open(0).unwrap()))];

@@ -7,8 +7,9 @@ use marlin_backend::{Backend, Reference};
 use marlin_checkpoint::DType;
 use marlin_checkpoint::weight::Codebook;
 use marlin_gpu::device::{Device, Function, Handle, Info, Launch, Matmul};
+use marlin_gpu::kernels::Element;
 use marlin_gpu::source::{Access, Entry, Target};
-use marlin_gpu::{Error, GpuBackend, Result};
+use marlin_gpu::{Error, GpuBackend, GpuOptions, Result};
 use marlin_gpu_sim::{Order, Simulated};
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -177,9 +178,12 @@ fn a_device_whose_primitives_are_wrong_is_refused_by_name() {
 
 #[test]
 fn a_good_device_is_opened() {
-    let Some(device) = device(Fault::Memory(usize::MAX)) else { return };
-    let b = GpuBackend::open(device, OPTIONS).unwrap();
-    assert_eq!(b.fallbacks().snapshot(), Default::default());
+    // Whatever KV memory holds.
+    for kv in [Element::F32, Element::F16, Element::Bf16, Element::Int8, Element::Fp8] {
+        let Some(device) = device(Fault::Memory(usize::MAX)) else { return };
+        let b = GpuBackend::open(device, GpuOptions { kv, ..OPTIONS }).unwrap();
+        assert_eq!(b.fallbacks().snapshot(), Default::default());
+    }
 }
 
 #[test]

@@ -7,4 +7,5 @@ mod device;
 mod faults;
 mod kernels;
 mod numbers;
+mod step;
 mod weights;

@@ -10,6 +10,7 @@ use crate::{builtin, interrupt, output, synthetic};
 use marlin_backend::fallback::Snapshot;
 use marlin_engine::EngineOptions;
 use marlin_eval::{Footprint, Latency, LatencyOptions, Summary, latency, machine};
+use marlin_gpu::KernelTime;
 use output::{bytes, rate};
 use serde::Serialize;
 use std::time::Instant;
@@ -42,6 +43,9 @@ pub struct Args {
     /// Rounds that are
     #[arg(long, value_name = "N", default_value_t = 5)]
     repeats: usize,
+    /// Then decode once more and say where the time goes, kernel by kernel (GPUs only; times include what a launch costs)
+    #[arg(long)]
+    kernels: bool,
     /// Print one JSON object
     #[arg(long)]
     json: bool,
@@ -77,6 +81,9 @@ struct Report {
     fallbacks: Snapshot,
     #[serde(skip_serializing_if = "Option::is_none")]
     note: Option<String>,
+    /// With --kernels: what each kernel took in one round of decoding and its prefill.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    kernels: Vec<KernelTime>,
 }
 
 pub fn run(args: &Args) -> Result<()> {
@@ -105,17 +112,23 @@ fn run_on<B: Runs>(args: &Args, backend: B) -> Result<()> {
         warmup: args.warmup,
         repeats: args.repeats,
     };
-    let latency = latency(&mut engine, options, &mut |done, total| {
+    let latency_found = latency(&mut engine, options, &mut |done, total| {
         bar.set(done as u64, total as u64);
         !watch.pressed()
     });
     drop(bar);
-    let latency = latency?;
+    let latency = latency_found?;
+    let backend = engine.backend().clone();
+    let mut kernels = Vec::new();
+    if args.kernels && backend.start_timing() {
+        let once = LatencyOptions { prompt: 0, warmup: 0, repeats: 1, ..options };
+        marlin_eval::latency(&mut engine, once, &mut |_, _| !watch.pressed())?;
+        kernels = backend.stop_timing()?;
+    }
     // Measuring the memory takes memory itself: only now, and without the model.
     let peak = machine::peak_memory();
     let fallbacks = engine.backend().slower();
     let name = checkpoint.name.clone();
-    let backend = engine.backend().clone();
     drop((engine, checkpoint));
     let read = backend.bytes_per_second(doctor::region())?;
     watch.check()?;
@@ -138,6 +151,7 @@ fn run_on<B: Runs>(args: &Args, backend: B) -> Result<()> {
         peak_memory_bytes: peak,
         fallbacks,
         note: share.and_then(|share| remark(share, per_token)),
+        kernels,
     };
     if args.json { output::print_json(&report) } else { output::print(&report.text()) }
 }
@@ -200,6 +214,25 @@ impl Report {
             out += &format!(", peak memory {}", bytes(peak));
         }
         out.push('\n');
+        let all: f64 = self.kernels.iter().map(|k| k.seconds).sum();
+        for k in &self.kernels {
+            let speed = k.bytes as f64 / k.seconds;
+            // A kernel that reads a part of what it is bound to has no speed that could be told from that.
+            let speed = if speed <= 2.0 * self.memory_read_bytes_per_second {
+                format!("{:.0}", speed / 1e9)
+            } else {
+                "-".into()
+            };
+            out += &format!(
+                "{:<58}{:>7} times{:>10.3} ms{:>6.1} %{:>9.2} us each{:>7} GB/s\n",
+                k.kernel,
+                k.launches,
+                1e3 * k.seconds,
+                100.0 * k.seconds / all,
+                1e6 * k.seconds / k.launches as f64,
+                speed
+            );
+        }
         if let Some(text) = output::fallbacks(&self.fallbacks) {
             out += &format!("{text}\n");
         }
