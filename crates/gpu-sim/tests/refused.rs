@@ -134,7 +134,7 @@ fn what_is_not_shown_at_a_counter() {
                y[128 + at.lane] = y[63 - at.lane] + y[127 - at.lane];"
         )
     };
-    refused("race between threadgroups", &with(""), &with("device_barrier();"));
+    refused("race", &with(""), &with("device_barrier();"));
 }
 
 #[test]

@@ -111,9 +111,10 @@ pub fn tensor_catalogue() -> Vec<Entry> {
     let halves = WeightArgs { scale: FactorArgs { col_shift: 4, ..FactorArgs::default() }, ..args };
     for weight in weight_types() {
         let each = [GroupedStream::of(weight, &args, 1, true), GroupedStream::of(weight, &halves, 4, false)];
-        for k in each.into_iter().flatten() {
-            all.extend([k.entry(), PackForCodes { weight }.entry()]);
+        if each[0].is_some() {
+            all.push(PackForCodes { weight }.entry());
         }
+        all.extend(each.into_iter().flatten().map(|k| k.entry()));
     }
     all.extend([8, 16].map(|m| TrellisStream::of(3, Book(Codebook::Mul1), m, [1, 128], false).entry()));
     all
