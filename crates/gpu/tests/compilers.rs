@@ -7,7 +7,7 @@
 //! A missing tool is told and passed over, unless `MARLIN_REQUIRE_TOOLS` is set, as the checks of a change set it.
 #![allow(clippy::unwrap_used, clippy::panic)] // a failing test may panic
 
-use marlin_gpu::kernels::{catalogue, tensor_catalogue};
+use marlin_gpu::kernels::catalogue;
 use marlin_gpu::source::{Target, module};
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -180,6 +180,7 @@ fn programs_that_metal_refuses_are_refused() {
 #[cfg(not(target_os = "macos"))]
 fn cuda_takes_every_kernel() {
     use marlin_gpu::device::nvrtc;
+    use marlin_gpu::kernels::tensor_catalogue;
     if let Err(why) = nvrtc::version() {
         return missing(&why.to_string());
     }

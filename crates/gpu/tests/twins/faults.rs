@@ -6,7 +6,7 @@ use crate::numbers::Numbers;
 use marlin_backend::{Backend, Reference};
 use marlin_checkpoint::DType;
 use marlin_checkpoint::weight::Codebook;
-use marlin_gpu::device::{Device, Function, Handle, Info, Launch, Matmul};
+use marlin_gpu::device::{Device, Function, Handle, Info, Launch};
 use marlin_gpu::kernels::Element;
 use marlin_gpu::source::{Access, Entry, Target};
 use marlin_gpu::{Error, GpuBackend, GpuOptions, Result};
@@ -82,12 +82,6 @@ impl Device for Faulty {
             }
             _ => Ok(()),
         }
-    }
-    fn multiplies(&self) -> bool {
-        self.inner.multiplies()
-    }
-    fn multiply(&self, product: &Matmul) -> Result<()> {
-        self.inner.multiply(product)
     }
     fn submit(&self) -> Result<()> {
         self.inner.submit()
