@@ -4,6 +4,7 @@ use super::Matmul;
 use crate::{Error, Result};
 use libloading::Library;
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::ffi::{c_int, c_void};
 use std::sync::{Mutex, OnceLock, PoisonError};
 
@@ -194,11 +195,10 @@ pub fn multiply(m: &Matmul, context: usize, stream: Pointer) -> Result<()> {
     static CONTEXTS: Mutex<Option<HashMap<usize, Context>>> = Mutex::new(None);
     let Some(api) = api() else { return Err(Error::Absent("cuBLASLt is not installed".into())) };
     let mut contexts = CONTEXTS.lock().unwrap_or_else(PoisonError::into_inner);
-    let contexts = contexts.get_or_insert_default();
-    if !contexts.contains_key(&context) {
-        contexts.insert(context, Context::new(api, m.workspace.bytes)?);
-    }
-    let Some(state) = contexts.get_mut(&context) else { return Err(Error::Absent("cuBLASLt".into())) };
+    let state = match contexts.get_or_insert_default().entry(context) {
+        Entry::Occupied(known) => known.into_mut(),
+        Entry::Vacant(new) => new.insert(Context::new(api, m.workspace.bytes)?),
+    };
     let plan = state.plan(api, m)?;
     let at = |b: &super::Binding| (b.handle.0 + b.offset as u64) as Pointer;
     let factor = at(&m.factors);

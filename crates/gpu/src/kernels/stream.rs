@@ -243,7 +243,7 @@ impl GroupedStream {
         };
         let [a, b, c, d, e] =
             [args.scale, args.outer, args.zero, args.minimum, args.minimum_outer].map(|f| f.col_shift);
-        let pieces = if [a, b, c, d, e].iter().any(|shift| *shift == 4) { 2 } else { 1 };
+        let pieces = if [a, b, c, d, e].contains(&4) { 2 } else { 1 };
         let (ring, blocks) = match bits {
             2 => (8, 48),
             4 => (4, 48),
