@@ -451,7 +451,7 @@ impl Backend for GpuBackend {
         if rows.len() != logits.rows {
             return Err(Error::shape("sample", format!("{} rows", logits.rows), rows.len()));
         }
-        Ok(self.sampled(logits, rows)?)
+        self.sampled(logits, rows)
     }
 
     fn write(&self, rows: usize, cols: usize, values: Vec<f32>) -> Result<Tensor> {
@@ -530,7 +530,7 @@ impl Backend for GpuBackend {
         }
         let norm = (&w.kv_a_layernorm.weight.data, w.kv_a_layernorm.eps);
         self.place_latent(kv_a, norm, &w.rope, pass.kv, pass.layer, pass.batch)?;
-        Ok(self.apply(&w.q_b_proj, &w.q_a_layernorm.apply(self, q_a)?)?)
+        self.apply(&w.q_b_proj, &w.q_a_layernorm.apply(self, q_a)?)
     }
 
     fn latent_output(&self, w: &LatentAttention<Self>, q: &Tensor, h: Tensor, pass: &Pass<Self>) -> Result<Tensor> {

@@ -37,8 +37,8 @@ impl RmsNorm {
         let width = width as u32;
         let vector = if width.is_multiple_of(4) { 4 } else { 1 };
         let simds = match width {
-            ..=512 => 1,
-            ..=2048 => 8,
+            0..=512 => 1,
+            513..=2048 => 8,
             _ => 32,
         };
         Self { simds, each: width.div_ceil(32 * simds * vector).max(1), vector, residual }

@@ -204,7 +204,7 @@ fn experts_of_several_kinds() {
     // Many rows are sorted by their experts; some of those have more than a tile of rows, others none.
     let mut gate = gate.clone();
     let many = numbers.many(70 * hidden);
-    gate.bias = Some(vec![3.0, -9.0, 0.5, 0.0, 0.2, 0.0].into());
+    gate.bias = Some(vec![3.0, -9.0, 0.5, 0.0, 0.2, 0.0]);
     twins!("many rows for experts of several kinds", LIMIT, |b| {
         let x = b.write(70, hidden, many.clone())?;
         let routing = b.route(&x, &b.linear(gate.clone())?, None, &rule)?;
