@@ -1,6 +1,6 @@
 //! Plans: made, measured, edited, applied.
 
-use crate::common::marlin;
+use crate::common::{marlin, shared};
 use crate::{original, path, text};
 use std::path::Path;
 
