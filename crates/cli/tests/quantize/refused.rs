@@ -37,8 +37,6 @@ fn what_cannot_succeed_is_refused_before_calibrating() {
     let text = text(folder.path());
     let out = path(folder.path(), "out");
     let error = |more: &[&str], output: &str| marlin(&quantise(&text, output, more)).error(1);
-    let refused = error(&["--format", "int4", "--bits", "3.5", "--sequential"], &out);
-    assert!(refused.contains("--sequential: bits that are no whole number"), "{refused}");
     let refused = error(&["--format", "gptq", "--bits", "4.5"], &out);
     assert!(refused.contains("gptq has no 5, only [2, 3, 4, 8]"), "{refused}");
     let refused = error(&["--format", "int4", "--order", "dynamic"], &out);
