@@ -63,7 +63,7 @@ pub(crate) fn depth(module: &str) -> usize {
     match module.rsplit('.').next().unwrap_or_default() {
         "q_b_proj" => 1,
         "o_proj" => 2,
-        "gate_proj" | "up_proj" => 3,
+        "gate" | "shared_expert_gate" | "gate_proj" | "up_proj" => 3,
         "down_proj" => 4,
         _ => 0,
     }
@@ -146,7 +146,7 @@ mod tests {
         assert_eq!(depths(&attention), [0, 0, 2, 3, 4]);
         let latent = ["self_attn.q_a_proj", "self_attn.kv_a_proj_with_mqa", "self_attn.q_b_proj", "self_attn.o_proj"];
         assert_eq!(depths(&latent), [0, 0, 1, 2]);
-        assert_eq!(depths(&["mlp.experts.7.gate_proj", "mlp.shared_experts.down_proj"]), [3, 4]);
+        assert_eq!(depths(&["mlp.gate", "mlp.experts.7.gate_proj", "mlp.shared_experts.down_proj"]), [3, 3, 4]);
     }
 
     #[test]

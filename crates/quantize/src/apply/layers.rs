@@ -178,8 +178,9 @@ impl<'a> Walk<'a> {
         watch: Watch<'_>,
     ) -> Result<Overlay> {
         let mut overlay = Overlay::new(self.apply.checkpoint.modules()?);
-        for items in self.stages(layer + 1) {
-            let stats = runner.compared(layer, &overlay, [&mut *states, &mut *original], &mut self.outer(watch))?;
+        for (depth, items) in self.stages(layer + 1) {
+            let both = [&mut *states, &mut *original];
+            let stats = runner.compared((layer, depth), &overlay, both, &mut self.outer(watch))?;
             self.items(&items, Some(&stats), Some(&mut overlay), watch)?;
         }
         self.release(layer + 1)?;
@@ -207,15 +208,14 @@ impl<'a> Walk<'a> {
         }
     }
 
-    /// The items of a part in the order in which their inputs come to be, those with the same inputs or independent ones
-    /// together.
-    fn stages(&self, part: usize) -> Vec<Vec<&'a Item>> {
+    /// The items of a part by the [`depth`] of what they quantise.
+    fn stages(&self, part: usize) -> BTreeMap<usize, Vec<&'a Item>> {
         let mut stages: BTreeMap<usize, Vec<&'a Item>> = BTreeMap::new();
         for item in &self.items.parts[part] {
             let module = item.modules().first();
             stages.entry(module.map_or(0, |module| depth(module))).or_default().push(item);
         }
-        stages.into_values().collect()
+        stages
     }
 
     /// Writes items of a part. Quantised weights, those written before included, are put into `overlay`.

@@ -7,13 +7,15 @@ use marlin_backend::{Backend, LinearHandle, Observer};
 
 use super::drift::{self, Recorded, Recorder};
 use super::{ExpertInputs, LayerStats, Moments, Routed};
-use crate::roles::Input;
+use crate::roles::{Input, depth};
 use crate::{Compute, Matrix, Result};
 
 /// Sums the inputs of a layer's linears up.
 pub(super) struct Collector<'a> {
     compute: &'a dyn Compute,
     experts: ExpertInputs,
+    /// The [`depth`] of the linears that are looked at; all if there is none.
+    depth: Option<usize>,
     seen: Mutex<Seen>,
 }
 
@@ -30,7 +32,12 @@ struct Seen {
 
 impl<'a> Collector<'a> {
     pub(super) fn new(compute: &'a dyn Compute, experts: ExpertInputs) -> Self {
-        Self { compute, experts, seen: Mutex::default() }
+        Self { compute, experts, depth: None, seen: Mutex::default() }
+    }
+
+    /// Looks at linears of one depth only.
+    pub(super) fn at(self, depth: usize) -> Self {
+        Self { depth: Some(depth), ..self }
     }
 
     /// Compares the next window's inputs with those of the original.
@@ -86,7 +93,7 @@ impl<B: Backend> Observer<B> for Collector<'_> {
             Input::Of(_) => key == name && !name.ends_with("kv_b_proj"),
             Input::Expert { part, .. } => key == name && (*part == "down_proj" || self.experts == ExpertInputs::Own),
         };
-        if !alone {
+        if !alone || self.depth.is_some_and(|wanted| depth(name) != wanted) {
             return Ok(());
         }
         b.submit()?;

@@ -13,7 +13,7 @@ use marlin_backend::{Backend, LinearHandle, Observer};
 
 use super::LayerStats;
 use crate::linalg::{cholesky, inverse};
-use crate::roles::Input;
+use crate::roles::{Input, depth};
 use crate::{Compute, Matrix, Result};
 
 /// Added to the diagonal of a Hessian, as a part of the diagonal's mean: what is seldom seen is left as it is.
@@ -22,9 +22,11 @@ const DAMPING: f32 = 0.025;
 /// flatter, so that half the way and all of it diverge about equally from the original's, three quarters a little less.
 const PART: f64 = 0.75;
 
-/// What the original's linears see of one window.
-#[derive(Default)]
-pub(super) struct Recorder(Mutex<Recorded>);
+/// What the original's linears of one [`depth`] see of one window.
+pub(super) struct Recorder {
+    depth: usize,
+    recorded: Mutex<Recorded>,
+}
 
 /// Inputs and choices of a window.
 #[derive(Default)]
@@ -36,25 +38,29 @@ pub(super) struct Recorded {
 }
 
 impl Recorder {
+    pub(super) fn at(depth: usize) -> Self {
+        Self { depth, recorded: Mutex::default() }
+    }
+
     /// What was recorded since the last time.
     pub(super) fn take(&self) -> Recorded {
-        std::mem::take(&mut *self.0.lock().unwrap_or_else(PoisonError::into_inner))
+        std::mem::take(&mut *self.recorded.lock().unwrap_or_else(PoisonError::into_inner))
     }
 }
 
 impl<B: Backend> Observer<B> for Recorder {
     fn linear(&self, b: &B, linear: &B::Linear, input: &B::Tensor, _: &B::Tensor) -> marlin_backend::Result<()> {
         let name = linear.name();
-        if has_drift(name) {
+        if has_drift(name) && depth(name) == self.depth {
             b.submit()?;
             let rows = b.read(input)?;
-            self.0.lock().unwrap_or_else(PoisonError::into_inner).rows.insert(name.to_owned(), rows);
+            self.recorded.lock().unwrap_or_else(PoisonError::into_inner).rows.insert(name.to_owned(), rows);
         }
         Ok(())
     }
 
     fn routing(&self, _: &B, _: &B::Linear, choices: &[Vec<(u32, f32)>]) -> marlin_backend::Result<()> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).tokens = chosen(choices);
+        self.recorded.lock().unwrap_or_else(PoisonError::into_inner).tokens = chosen(choices);
         Ok(())
     }
 }
@@ -107,7 +113,8 @@ impl Recorded {
     }
 }
 
-/// Adds `Y^T diag(weights) (X - Y)` to `drift` `[in, in]`, of inputs `Y` `[n, in]` and their differences.
+/// Adds `Y^T diag(weights) (X - Y)` to `drift` `[in, in]`, of inputs `Y` `[n, in]` and their differences. Rows with a value
+/// that is not finite are left out.
 pub(super) fn accumulate(
     compute: &dyn Compute,
     drift: &mut Matrix,
@@ -117,11 +124,17 @@ pub(super) fn accumulate(
 ) -> Result<()> {
     let size = drift.rows();
     let n = rows.len() / size.max(1);
-    for (i, row) in differences.chunks_mut(size).enumerate() {
-        let weight = weights.map_or(1.0, |w| w[i]);
-        row.iter_mut().for_each(|d| *d *= weight);
+    let mut rows = rows.to_vec();
+    for (i, (y, d)) in rows.chunks_mut(size).zip(differences.chunks_mut(size)).enumerate() {
+        if y.iter().chain(&*d).all(|v| v.is_finite()) {
+            let weight = weights.map_or(1.0, |w| w[i]);
+            d.iter_mut().for_each(|d| *d *= weight);
+        } else {
+            y.fill(0.0);
+            d.fill(0.0);
+        }
     }
-    let [y, d] = [rows.to_vec(), differences].map(|values| Matrix::new(n, size, values).map(|m| m.transposed()));
+    let [y, d] = [rows, differences].map(|values| Matrix::new(n, size, values).map(|m| m.transposed()));
     let (y, d) = (y?, d?);
     compute.add_products(1.0, y.part(0..size, 0..n), d.part(0..size, 0..n), drift.data_mut(), size)
 }
@@ -202,10 +215,10 @@ mod tests {
     }
 
     #[test]
-    fn weighted_rows_drift_less() {
+    fn weighted_rows_drift_less_and_broken_ones_not() {
         let (cpu, mut drift) = (Cpu::new(1), Matrix::zeros(2, 2));
-        let (rows, differences) = ([1.0, 2.0, 3.0, 4.0], vec![0.5, 0.25, -1.0, 0.0]);
-        accumulate(&cpu, &mut drift, &rows, differences, Some(&[1.0, 0.25])).unwrap();
+        let (rows, differences) = ([1.0, 2.0, 7.0, 7.0, 3.0, 4.0], vec![0.5, 0.25, f32::NAN, 1.0, -1.0, 0.0]);
+        accumulate(&cpu, &mut drift, &rows, differences, Some(&[1.0, 1.0, 0.25])).unwrap();
         // [1, 2]^T [.5, .25] + [3, 4]^T [-1, 0] / 4
         assert_eq!(drift.data(), [-0.25, 0.25, 0.0, 0.5]);
     }

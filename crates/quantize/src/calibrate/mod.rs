@@ -25,6 +25,7 @@ use std::sync::Arc;
 use crate::files::release_layer;
 use crate::{Compute, Error, Result};
 use collector::Collector;
+use drift::Recorder;
 
 /// Which moments gate and up projections of routed experts get.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -226,17 +227,17 @@ impl<'a, B: Backend> Runner<'a, B> {
         Ok(h)
     }
 
-    /// What the linears of layer `layer` with weights from `weights` see of `input`, compared with what the model's own see
-    /// of `original`.
+    /// What the linears of `depth` of layer `layer` with weights from `weights` see of `input`, compared with what the model's
+    /// own see of `original`.
     pub(crate) fn compared(
         &self,
-        layer: usize,
+        (layer, depth): (usize, usize),
         weights: &dyn Modules,
         [input, original]: [&mut States; 2],
         watch: Watch<'_>,
     ) -> Result<LayerStats> {
         let (own, new) = (self.read(layer, None)?, self.read(layer, Some(weights))?);
-        let (collector, recorder) = (Collector::new(self.compute, self.experts), drift::Recorder::default());
+        let (collector, recorder) = (Collector::new(self.compute, self.experts).at(depth), Recorder::at(depth));
         let count = self.windows.len();
         for window in 0..count {
             let progress = Progress {
