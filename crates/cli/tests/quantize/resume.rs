@@ -1,7 +1,7 @@
 //! Runs that were killed, that meet another, or that could not write, and how they go on.
 
 use crate::common::{command, marlin};
-use crate::{files, original, path, quantise, same, text};
+use crate::{original, path, quantise, same, text};
 use std::path::Path;
 use std::process::Stdio;
 use std::time::Duration;
