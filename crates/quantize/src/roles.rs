@@ -57,6 +57,18 @@ pub(crate) fn layer_of(name: &str) -> Option<usize> {
     name.strip_prefix("model.layers.")?.split('.').next()?.parse().ok()
 }
 
+/// How many linears of its layer, one behind the other, a linear's input has gone through: those with the same number can be
+/// quantised together when inputs are to be those of quantised linears.
+pub(crate) fn depth(module: &str) -> usize {
+    match module.rsplit('.').next().unwrap_or_default() {
+        "q_b_proj" => 1,
+        "o_proj" => 2,
+        "gate" | "shared_expert_gate" | "gate_proj" | "up_proj" => 3,
+        "down_proj" => 4,
+        _ => 0,
+    }
+}
+
 /// Which input of its layer a linear has.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Input {
@@ -125,6 +137,16 @@ mod tests {
         assert_eq!(Role::of("lm_head"), Some(Role::Head));
         assert_eq!(Role::named("ffn"), Some(vec![Role::Gate, Role::Up, Role::Down]));
         assert_eq!(Role::named("router"), None);
+    }
+
+    #[test]
+    fn depths_follow_the_data() {
+        let depths = |names: &[&str]| names.iter().map(|n| depth(&format!("model.layers.3.{n}"))).collect::<Vec<_>>();
+        let attention = ["self_attn.q_proj", "self_attn.v_proj", "self_attn.o_proj", "mlp.up_proj", "mlp.down_proj"];
+        assert_eq!(depths(&attention), [0, 0, 2, 3, 4]);
+        let latent = ["self_attn.q_a_proj", "self_attn.kv_a_proj_with_mqa", "self_attn.q_b_proj", "self_attn.o_proj"];
+        assert_eq!(depths(&latent), [0, 0, 1, 2]);
+        assert_eq!(depths(&["mlp.gate", "mlp.experts.7.gate_proj", "mlp.shared_experts.down_proj"]), [3, 3, 4]);
     }
 
     #[test]

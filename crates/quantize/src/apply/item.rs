@@ -30,6 +30,15 @@ pub(super) enum Item {
 }
 
 impl Item {
+    /// The modules that it quantises.
+    pub(super) fn modules(&self) -> &[String] {
+        match self {
+            Self::Quantise(module) => std::slice::from_ref(module),
+            Self::Stack { modules, .. } => modules,
+            Self::Copy(_) | Self::Decode(_) => &[],
+        }
+    }
+
     /// What the journal calls it.
     pub(super) fn name(&self) -> &str {
         match self {

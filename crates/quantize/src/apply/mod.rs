@@ -50,7 +50,8 @@ pub enum Calibration<'a> {
         samples: &'a Samples,
         /// What gate and up projections of experts get.
         experts: ExpertInputs,
-        /// Whether a layer sees what the layers before it have become, instead of what they were.
+        /// Whether linears see what those before them have become, instead of what they were, and are made to give the
+        /// original's outputs all the same.
         sequential: bool,
     },
 }
@@ -180,9 +181,10 @@ impl Apply<'_> {
         let started = || -> Result<()> {
             // Besides the tensors the shard under way is there twice for a while, and hidden states between two layers.
             let states = match self.calibration {
-                Calibration::Text { samples, .. } => {
+                Calibration::Text { samples, sequential, .. } => {
                     let tokens: usize = samples.windows.iter().map(Vec::len).sum();
-                    8 * (tokens * Architecture::parse(&self.checkpoint.config)?.info().hidden) as u64
+                    let kinds = if sequential { 2 } else { 1 };
+                    8 * (kinds * tokens * Architecture::parse(&self.checkpoint.config)?.info().hidden) as u64
                 }
                 _ => 0,
             };

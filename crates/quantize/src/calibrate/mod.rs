@@ -4,11 +4,13 @@
 //! holds one layer's weights and moments and one window's activations.
 
 mod collector;
+mod drift;
 mod moments;
 mod samples;
 mod states;
 mod stats;
 
+pub(crate) use drift::{drift_key, shifted};
 pub use moments::{LayerStats, Moments, Routed};
 pub use samples::{Samples, Sampling};
 pub(crate) use states::States;
@@ -23,6 +25,7 @@ use std::sync::Arc;
 use crate::files::release_layer;
 use crate::{Compute, Error, Result};
 use collector::Collector;
+use drift::Recorder;
 
 /// Which moments gate and up projections of routed experts get.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -192,10 +195,7 @@ impl<'a, B: Backend> Runner<'a, B> {
             if !watch(window) {
                 return Err(Error::Stopped);
             }
-            let batch = self.batch(&self.windows[window])?;
-            let h = b.write(self.windows[window].len(), self.model.info().hidden, input.window(window)?)?;
-            let h = part.forward(b, h, &self.now(&batch, observer))?;
-            b.submit()?;
+            let h = self.through(part, window, input, observer)?;
             if let Some(out) = &mut out {
                 let values = b.read(&h)?;
                 if let Some(at) = values.iter().position(|v| !v.is_finite()) {
@@ -209,6 +209,52 @@ impl<'a, B: Backend> Runner<'a, B> {
             }
         }
         out.map(states::Writer::finish).transpose()
+    }
+
+    /// Runs a window through a layer that was read.
+    fn through(
+        &self,
+        part: &Layer<B>,
+        window: usize,
+        input: &mut States,
+        observer: Option<&dyn Observer<B>>,
+    ) -> Result<B::Tensor> {
+        let (b, tokens) = (self.backend, &self.windows[window]);
+        let batch = self.batch(tokens)?;
+        let h = b.write(tokens.len(), self.model.info().hidden, input.window(window)?)?;
+        let h = part.forward(b, h, &self.now(&batch, observer))?;
+        b.submit()?;
+        Ok(h)
+    }
+
+    /// What the linears of `depth` of layer `layer` with weights from `weights` see of `input`, compared with what the model's
+    /// own see of `original`.
+    pub(crate) fn compared(
+        &self,
+        (layer, depth): (usize, usize),
+        weights: &dyn Modules,
+        [input, original]: [&mut States; 2],
+        watch: Watch<'_>,
+    ) -> Result<LayerStats> {
+        let (own, new) = (self.read(layer, None)?, self.read(layer, Some(weights))?);
+        let (collector, recorder) = (Collector::new(self.compute, self.experts).at(depth), Recorder::at(depth));
+        let count = self.windows.len();
+        for window in 0..count {
+            let progress = Progress {
+                what: format!("layer {layer} of {}", self.layers()),
+                done: (layer * count + window) as u64,
+                total: (self.layers() * count) as u64,
+            };
+            if !watch(&progress) {
+                return Err(Error::Stopped);
+            }
+            self.through(&own, window, original, Some(&recorder))?;
+            collector.compare(&recorder);
+            self.through(&new, window, input, Some(&collector))?;
+        }
+        drop((own, new));
+        self.release(layer)?;
+        Ok(collector.finish(self.tokens()))
     }
 
     fn now<'p>(&'p self, batch: &'p B::Batch, observer: Option<&'p dyn Observer<B>>) -> Pass<'p, B> {
@@ -227,17 +273,24 @@ impl<'a, B: Backend> Runner<'a, B> {
         Ok(b.read(&logits)?)
     }
 
-    /// What the output projection sees of the states after the last layer.
-    pub(crate) fn head(&self, input: &mut States) -> Result<LayerStats> {
-        let (b, hidden) = (self.backend, self.model.info().hidden);
+    /// What the output projection sees of the states after the last layer, compared with the original's if given.
+    pub(crate) fn head(&self, input: &mut States, mut original: Option<&mut States>) -> Result<LayerStats> {
         let collector = Collector::new(self.compute, self.experts);
-        for (window, tokens) in self.windows.iter().enumerate() {
-            let batch = self.batch(tokens)?;
-            let h = b.write(tokens.len(), hidden, input.window(window)?)?;
-            let x = self.model.head_input(b, &h, &self.now(&batch, None))?;
-            b.submit()?;
-            collector.add("lm_head", hidden, &b.read(&x)?)?;
+        for window in 0..self.windows.len() {
+            let rows = self.head_rows(window, input)?;
+            let original = original.as_mut().map(|states| self.head_rows(window, states)).transpose()?;
+            collector.add("lm_head", self.model.info().hidden, &rows, original)?;
         }
         Ok(collector.finish(self.tokens()))
+    }
+
+    /// What the output projection sees of a window.
+    fn head_rows(&self, window: usize, input: &mut States) -> Result<Vec<f32>> {
+        let (b, tokens) = (self.backend, &self.windows[window]);
+        let batch = self.batch(tokens)?;
+        let h = b.write(tokens.len(), self.model.info().hidden, input.window(window)?)?;
+        let x = self.model.head_input(b, &h, &self.now(&batch, None))?;
+        b.submit()?;
+        Ok(b.read(&x)?)
     }
 }

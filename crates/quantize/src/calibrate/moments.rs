@@ -44,6 +44,8 @@ pub struct LayerStats {
     pub moments: BTreeMap<String, Moments>,
     /// Choices by router module.
     pub routed: BTreeMap<String, Routed>,
+    /// How far inputs have come from the original's, by module: see [`drift`](super::drift). Not kept on disk.
+    pub(crate) drifts: BTreeMap<String, Matrix>,
     /// Tokens that were run.
     pub tokens: u64,
     /// Inputs that were left out because a value was not finite.

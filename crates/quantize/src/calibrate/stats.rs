@@ -152,7 +152,7 @@ pub fn calibrate<B: Backend>(
                 std::mem::replace(&mut states, next).remove();
             }
         }
-        write(&head, &runner.head(&mut states)?)?;
+        write(&head, &runner.head(&mut states, None)?)?;
         states.remove();
     }
     lock.release(folder);

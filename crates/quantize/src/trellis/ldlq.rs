@@ -9,7 +9,7 @@ use crate::{Compute, Error, Hessian, Matrix, Result};
 use marlin_checkpoint::weight::hadamard;
 
 /// Added to the diagonal of a Hessian, as a part of the diagonal's mean; twice as much more each time it has no factor.
-const DAMPING: f32 = 0.025;
+pub const DAMPING: f32 = 0.025;
 /// How often more is added.
 const RETRIES: usize = 10;
 /// A mean of the diagonal below which nothing has been seen.

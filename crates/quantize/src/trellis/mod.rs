@@ -9,9 +9,11 @@
 //! 3. *LDLQ* (`ldlq`): sixteen inputs at a time from the last to the first, each with what the errors made so far can still
 //!    be balanced by, which the Hessian in the rotated space says.
 //! 4. *Viterbi* ([`Compute::encode`]): tiles of 16 x 16 weights, each a closed walk.
+//! 5. *Fit* (`fit`): the scales that fit the codes best, by least squares.
 //!
-//! Without a Hessian, or with one that has seen nothing, step 3 codes all inputs on their own.
+//! Without a Hessian, or with one that has seen nothing, step 3 codes all inputs on their own, and step 5 is left out.
 
+mod fit;
 mod ldlq;
 mod pack;
 mod scale;
@@ -132,8 +134,13 @@ impl Method for Exl3 {
             None => None,
         };
         let (trellis, mut coded) = ldlq::encode(compute, self, regular, feedback.as_ref())?;
+        Space::turn_back(compute, &mut coded);
+        if let (Some(hessian), true) = (hessian, feedback.is_some()) {
+            drop(feedback);
+            fit::fit(compute, &mut space, weight, &coded, hessian)?;
+        }
         let (suh, svh) = space.stored().map_err(refuse)?;
-        Space::restore(compute, &mut coded, &suh, &svh);
+        Space::scale(compute, &mut coded, &suh, &svh);
 
         let [down, across] = [coded.cols() / TILE, coded.rows() / TILE];
         let shape = vec![down, across, TILE * self.bits];

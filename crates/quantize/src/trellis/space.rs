@@ -121,15 +121,20 @@ impl Space {
         Ok((narrow("input", &self.inputs)?, outputs))
     }
 
-    /// Turns coded weights into those of the original space, as a reader of EXL3 would.
-    pub fn restore(compute: &dyn Compute, x: &mut Matrix, suh: &[f16], svh: &[f16]) {
+    /// Undoes the rotations of coded weights.
+    pub fn turn_back(compute: &dyn Compute, x: &mut Matrix) {
         let cols = x.cols();
-        for_rows(compute, x.data_mut(), cols, 16, &|_, row| {
-            hadamard(row, BLOCK);
-            row.iter_mut().zip(suh).for_each(|(v, s)| *v *= s.to_f32());
-        });
+        for_rows(compute, x.data_mut(), cols, 16, &|_, row| hadamard(row, BLOCK));
         rotate_outputs(compute, x);
-        for_rows(compute, x.data_mut(), cols, 16, &|r, row| row.iter_mut().for_each(|v| *v *= svh[r].to_f32()));
+    }
+
+    /// Turns coded weights, their rotations undone, into those of the original space, as a reader of EXL3 would.
+    pub fn scale(compute: &dyn Compute, x: &mut Matrix, suh: &[f16], svh: &[f16]) {
+        let cols = x.cols();
+        for_rows(compute, x.data_mut(), cols, 16, &|r, row| {
+            let output = svh[r].to_f32();
+            row.iter_mut().zip(suh).for_each(|(v, input)| *v *= input.to_f32() * output);
+        });
     }
 }
 

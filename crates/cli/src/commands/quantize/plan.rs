@@ -134,12 +134,6 @@ fn follow(
 /// One command for bits that are no whole number: calibrates, measures, plans, and quantises. What was calibrated is kept beside the
 /// output until it is complete.
 pub fn mixed(checkpoint: &Checkpoint, args: &RecipeArgs, inputs: Inputs, work: &Work) -> Result<()> {
-    if work.sequential {
-        return Err(Failure::text(
-            "--sequential: bits that are no whole number are planned from what the original layers see; give whole bits, or \
-             make a plan (quantize plan) and apply it with --sequential",
-        ));
-    }
     // What cannot succeed is refused before the text is read through.
     let bits = whole(&args.recipe(&inputs)?)?;
     let (folder, stats, text) = match inputs {
@@ -172,7 +166,7 @@ pub fn mixed(checkpoint: &Checkpoint, args: &RecipeArgs, inputs: Inputs, work: &
                 work.resume,
                 &mut hear,
             )?;
-            (Some(folder), stats, Some(samples.some(MEASURED)))
+            (Some(folder), stats, Some(samples))
         }
     };
     let inputs = Inputs::Stats(stats.clone());
@@ -185,12 +179,14 @@ pub fn mixed(checkpoint: &Checkpoint, args: &RecipeArgs, inputs: Inputs, work: &
         None => modules,
         Some(samples) => {
             let subject = Subject { checkpoint, stats: &stats, engine: &work.engine, beside: &work.output };
-            Measuring::new(subject, samples)?.sensitivities(&modules)?
+            Measuring::new(subject, &samples.some(MEASURED))?.sensitivities(&modules)?
         }
     };
     let planned = plan(&modules, &limits)?;
     output::note(Summary::new(&modules, &planned.bits, Some(planned.bound)).to_string().trim_end());
     let plan = lines(checkpoint, &recipe, &modules, planned.bits, args)?;
+    // The plan goes by what the original's layers see, the weights by what quantised ones do.
+    let inputs = text.filter(|_| work.sequential).map_or(inputs, Inputs::Text);
     follow(checkpoint, &plan, &recipe, &inputs, work, "the plan")?;
     if let Some(folder) = folder {
         std::fs::remove_dir_all(&folder).map_err(|e| Failure::text(format!("{}: {e}", folder.display())))?;
