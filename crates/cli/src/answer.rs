@@ -135,7 +135,14 @@ mod tests {
 
     #[test]
     fn nothing_is_left_running_when_the_text_cannot_be_written() {
-        let args = EngineArgs { device: Device::Cpu, threads: 1, exact: true, kv_type: KvType::Auto, verbose: false };
+        let args = EngineArgs {
+            device: Device::Cpu,
+            threads: 1,
+            exact: true,
+            kv_type: KvType::Auto,
+            verbose: false,
+            guard: false,
+        };
         let options = EngineOptions { max_batch: 1, ..EngineOptions::default() };
         let context = ContextArgs::default();
         let mut engine =

@@ -152,7 +152,7 @@ fn gpu(args: &EngineArgs, wanted: Option<Device>) -> std::result::Result<GpuBack
     let device = find(wanted)?;
     // Some memory is left to others.
     let memory = device.info().memory / 16 * 15;
-    GpuBackend::open(device, GpuOptions { kv, memory, threads: args.threads, record: true })
+    GpuBackend::open(device, GpuOptions { kv, memory, threads: args.threads, record: true, exact: false })
         .map_err(|error| Unusable { why: error.to_string(), absent: false })
 }
 

@@ -124,7 +124,7 @@ mod cuda {
         };
         let info = cuda.info();
         println!("{} {} driver {}", info.name, info.architecture, info.driver);
-        let options = GpuOptions { kv: Element::F16, memory: usize::MAX, threads: 0, record: false };
+        let options = GpuOptions { kv: Element::F16, memory: usize::MAX, threads: 0, record: false, exact: false };
         let backend = GpuBackend::new(cuda.clone(), options).unwrap();
         println!("reading and writing: {:.0} GB/s", backend.bytes_per_second(1 << 30).unwrap() / 1e9);
         let bench = Bench { cuda, backend, batches };

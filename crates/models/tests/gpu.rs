@@ -37,7 +37,11 @@ fn device() -> Option<Arc<dyn Device>> {
 
 fn gpu() -> Option<GpuBackend> {
     Some(
-        GpuBackend::new(device()?, GpuOptions { kv: Element::F32, memory: 8 << 30, threads: 0, record: true }).unwrap(),
+        GpuBackend::new(
+            device()?,
+            GpuOptions { kv: Element::F32, memory: 8 << 30, threads: 0, record: true, exact: true },
+        )
+        .unwrap(),
     )
 }
 

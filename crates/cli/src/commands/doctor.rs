@@ -88,7 +88,7 @@ impl Gpu {
             Err(unusable) => return Self { kind, unusable: Some(unusable.why), ..Self::default() },
         };
         let info = found.info().clone();
-        let options = GpuOptions { kv: Element::Bf16, memory: info.memory, threads: 0, record: true };
+        let options = GpuOptions { kv: Element::Bf16, memory: info.memory, threads: 0, record: true, exact: false };
         let checked = (!quick).then(|| GpuBackend::open(found, options));
         let unusable = checked.as_ref().and_then(|c| c.as_ref().err()).map(ToString::to_string);
         Self {

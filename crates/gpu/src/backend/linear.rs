@@ -176,7 +176,8 @@ impl GpuBackend {
         let trellis = matches!(stored.kind, Kind::Trellis { .. });
         let one = |block: Option<u32>| block.filter(|b| trellis && *b as usize == STREAM_BLOCK).unwrap_or(1);
         let rotations = [one(around.before.as_ref().map(|b| b.block)), one(around.after.as_ref().map(|a| a.block))];
-        let decision = self.decide(&linear.name, &stored, &samples, Rung::Tensor, rotations)?;
+        let highest = if self.options.exact { Rung::Fast } else { Rung::Tensor };
+        let decision = self.decide(&linear.name, &stored, &samples, highest, rotations)?;
         if decision.rung == Rung::Host {
             return Ok(Err(decision.reason.unwrap_or(Reason::SelfCheckFailed)));
         }
@@ -226,7 +227,8 @@ impl GpuBackend {
                     && x.rows > FEW_ROWS
                     && self.multiplies(&stored.kind)
                     && bias.is_none();
-                let inside = before.as_ref().filter(|b| (few && b.streams(&stored.kind)) || (many && Self::turns_inputs(b)));
+                let inside =
+                    before.as_ref().filter(|b| (few && b.streams(&stored.kind)) || (many && Self::turns_inputs(b)));
                 let outside = after.as_ref().filter(|a| few && a.streams(&stored.kind));
                 let input = match before {
                     Some(before) if inside.is_none() => &self.before(before, x)?,

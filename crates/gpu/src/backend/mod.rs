@@ -57,6 +57,9 @@ pub struct GpuOptions {
     pub threads: usize,
     /// Decoding steps are recorded and replayed, where the device can.
     pub record: bool,
+    /// Products are computed with f32 inputs and sums only: no tensor cores with inputs of 16 bits, which may send a token to
+    /// other experts where routers nearly tie.
+    pub exact: bool,
 }
 
 /// Experts chosen for each row.

@@ -12,8 +12,8 @@ mod linear;
 mod norm;
 mod panel;
 mod route;
-mod stream;
 mod sample;
+mod stream;
 mod weights;
 
 pub use attention::*;
@@ -24,8 +24,8 @@ pub use linear::*;
 pub use norm::*;
 pub use panel::*;
 pub use route::*;
-pub use stream::*;
 pub use sample::*;
+pub use stream::*;
 pub use weights::*;
 
 use std::collections::BTreeMap;

@@ -6,7 +6,8 @@ use marlin_gpu::{Device, GpuBackend, GpuOptions};
 use marlin_gpu_sim::{Order, Simulated};
 use std::sync::Arc;
 
-pub const OPTIONS: GpuOptions = GpuOptions { kv: Element::F32, memory: 1 << 30, threads: 1, record: true };
+pub const OPTIONS: GpuOptions =
+    GpuOptions { kv: Element::F32, memory: 1 << 30, threads: 1, record: true, exact: false };
 
 /// Backends to test; none, loudly, where there is no device.
 pub fn backends() -> Vec<GpuBackend> {
