@@ -107,7 +107,6 @@ impl Metal {
                 architecture: family.into(),
                 driver: NSProcessInfo::processInfo().operatingSystemVersionString().to_string(),
                 memory: gpu.recommendedMaxWorkingSetSize() as usize,
-                cores: 0,
                 longest_buffer: gpu.maxBufferLength(),
                 // Metal does not tell; enough threadgroups for the larger ones.
                 cores: 40,
