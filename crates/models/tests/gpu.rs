@@ -35,14 +35,10 @@ fn device() -> Option<Arc<dyn Device>> {
     Some(Arc::new(Simulated::new(Order::Shuffled(3))))
 }
 
-fn gpu() -> Option<GpuBackend> {
-    Some(
-        GpuBackend::new(
-            device()?,
-            GpuOptions { kv: Element::F32, memory: 8 << 30, threads: 0, record: true, exact: true },
-        )
-        .unwrap(),
-    )
+/// With f32 products only, or with all kernels.
+fn gpu(exact: bool) -> Option<GpuBackend> {
+    let options = GpuOptions { kv: Element::F32, memory: 8 << 30, threads: 0, record: true, exact };
+    Some(GpuBackend::new(device()?, options).unwrap())
 }
 
 fn load<B: Backend>(b: &B, path: &Path) -> Model<B> {
@@ -150,10 +146,10 @@ fn interop() -> Vec<PathBuf> {
 }
 
 /// All of it, for one model; gives what is beyond the limits.
-fn whole(path: &Path) -> Vec<String> {
+fn whole(path: &Path, exact: bool) -> Vec<String> {
     let cpu = CpuBackend::new(CpuOptions { exact: true, ..CpuOptions::default() });
-    let b = gpu().unwrap();
-    let name = name_of(path);
+    let b = gpu(exact).unwrap();
+    let name = format!("{}, {}", name_of(path), if exact { "exact" } else { "fast" });
     let ids = prompt(path);
     let began = Instant::now();
     let model = load(&b, path);
@@ -208,7 +204,7 @@ fn every_model_on_the_real_gpu() {
         return;
     }
     let all = models().into_iter().chain(interop()).filter(|p| !p.ends_with("fable-draft"));
-    let wrong: Vec<String> = all.flat_map(|path| whole(&path)).collect();
+    let wrong: Vec<String> = all.flat_map(|path| [true, false].map(|exact| whole(&path, exact))).flatten().collect();
     assert!(wrong.is_empty(), "{wrong:#?}");
 }
 
@@ -218,19 +214,28 @@ fn the_model_in_the_repository_on_the_simulated_gpu() {
     if real() {
         return;
     }
-    let Some(b) = gpu() else { return };
-    let cpu = CpuBackend::new(CpuOptions { exact: true, ..CpuOptions::default() });
     let path = root().join("models/fable-glm4-moe-lite");
     let ids = prompt(&path);
-    let (model, reference) = (load(&b, &path), load(&cpu, &path));
-    let mut on = (Sequence::new(&b, &model), Sequence::new(&cpu, &reference));
     // Many rows, few, one; the last two are replayed.
-    for part in [&ids[..18], &ids[18..21], &ids[21..22], &ids[22..23], &ids[23..24]] {
-        let d = off(&on.0.logits(part, true), &on.1.logits(part, true));
-        assert!(d <= LIMIT, "{} tokens: off by {d} deviations", part.len());
+    parts(&path, &[&ids[..18], &ids[18..21], &ids[21..22], &ids[22..23], &ids[23..24]]);
+}
+
+/// Parts of a text one after another, with f32 products only and with all kernels; two of them are replayed.
+fn parts(path: &Path, texts: &[&[u32]]) {
+    let cpu = CpuBackend::new(CpuOptions { exact: true, ..CpuOptions::default() });
+    let reference = load(&cpu, path);
+    for exact in [true, false] {
+        let Some(b) = gpu(exact) else { return };
+        let model = load(&b, path);
+        let mut on = (Sequence::new(&b, &model), Sequence::new(&cpu, &reference));
+        for part in texts {
+            let d = off(&on.0.logits(part, true), &on.1.logits(part, true));
+            println!("exact {exact}, {} tokens: off by {d:.1e} deviations", part.len());
+            assert!(d <= LIMIT, "exact {exact}, {} tokens: off by {d} deviations", part.len());
+        }
+        assert_eq!(b.fallbacks().snapshot().total, 0);
+        assert_eq!(b.gpu().counts().replays, 2);
     }
-    assert_eq!(b.fallbacks().snapshot().total, 0);
-    assert_eq!(b.gpu().counts().replays, 2);
 }
 
 /// Grouped-query attention and trellises, where the checkpoint is here.
@@ -241,15 +246,6 @@ fn a_trellis_checkpoint_on_the_simulated_gpu() {
         eprintln!("SKIPPED: {} is absent", path.display());
         return;
     }
-    let Some(b) = gpu() else { return };
-    let cpu = CpuBackend::new(CpuOptions { exact: true, ..CpuOptions::default() });
     let ids = prompt(&path);
-    let (model, reference) = (load(&b, &path), load(&cpu, &path));
-    let mut on = (Sequence::new(&b, &model), Sequence::new(&cpu, &reference));
-    for part in [&ids[..3], &ids[3..4], &ids[4..5], &ids[5..6]] {
-        let d = off(&on.0.logits(part, true), &on.1.logits(part, true));
-        assert!(d <= LIMIT, "{} tokens: off by {d} deviations", part.len());
-    }
-    assert_eq!(b.fallbacks().snapshot().total, 0);
-    assert_eq!(b.gpu().counts().replays, 2);
+    parts(&path, &[&ids[..3], &ids[3..4], &ids[4..5], &ids[5..6]]);
 }

@@ -40,7 +40,7 @@ pub fn close(what: &str, found: &[f32], expected: &[f32], limit: f32) {
 
 /// Runs the same operations on every device and on the reference, and compares what is read. What the simulated GPU computes
 /// must not depend on the order of its threads, and nothing may take a slower path.
-pub fn both<F, G>(what: &str, limit: f32, on_gpu: F, on_reference: G)
+pub fn both<F, G>(options: GpuOptions, what: &str, limit: f32, on_gpu: F, on_reference: G)
 where
     F: Fn(&GpuBackend) -> marlin_backend::Result<Vec<f32>>,
     G: Fn(&Reference) -> marlin_backend::Result<Vec<f32>>,
@@ -50,7 +50,7 @@ where
         return;
     }
     let mut first: Option<Vec<u32>> = None;
-    for b in backends() {
+    for b in backends_with(options) {
         let found = on_gpu(&b).unwrap_or_else(|e| panic!("{what}: {e}"));
         close(what, &found, &expected, limit);
         let bits: Vec<u32> = found.iter().map(|v| v.to_bits()).collect();
@@ -61,7 +61,10 @@ where
 
 macro_rules! twins {
     ($what:expr, $limit:expr, |$b:ident| $body:expr) => {
-        crate::device::both($what, $limit, |$b| $body, |$b| $body)
+        twins!(crate::device::OPTIONS, $what, $limit, |$b| $body)
+    };
+    ($options:expr, $what:expr, $limit:expr, |$b:ident| $body:expr) => {
+        crate::device::both($options, $what, $limit, |$b| $body, |$b| $body)
     };
 }
 pub(crate) use twins;

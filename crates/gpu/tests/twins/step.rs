@@ -13,8 +13,8 @@ use marlin_gpu::{GpuBackend, GpuOptions, GpuRecordings};
 use std::sync::Arc;
 
 const LIMIT: f32 = 2e-5;
-/// The same where many rows are multiplied in halves.
-const HALVES: f32 = 6e-4;
+/// With f32 products only, and where many rows are multiplied in halves.
+const PRODUCTS: [(GpuOptions, f32); 2] = [(GpuOptions { exact: true, ..OPTIONS }, LIMIT), (OPTIONS, 6e-4)];
 /// Tokens before the step.
 const BEFORE: usize = 150;
 
@@ -149,7 +149,9 @@ fn grouped<B: Backend>(b: &B, head_norms: bool, interleaved: bool, pairs: usize)
 #[test]
 fn grouped_attention_as_a_block() {
     for (head_norms, interleaved, pairs) in [(true, false, 12), (false, true, 12), (true, true, 5), (false, false, 7)] {
-        twins!("attention block", HALVES, |b| grouped(b, head_norms, interleaved, pairs));
+        for (options, limit) in PRODUCTS {
+            twins!(options, "attention block", limit, |b| grouped(b, head_norms, interleaved, pairs));
+        }
     }
 }
 
@@ -201,7 +203,9 @@ fn latent<B: Backend>(b: &B, interleaved: bool, fused: bool) -> marlin_backend::
 fn latent_attention_as_a_block() {
     for interleaved in [false, true] {
         for fused in [false, true] {
-            twins!("latent block", HALVES, |b| latent(b, interleaved, fused));
+            for (options, limit) in PRODUCTS {
+                twins!(options, "latent block", limit, |b| latent(b, interleaved, fused));
+            }
         }
     }
 }
