@@ -20,6 +20,7 @@ pub use malformed::Malformed;
 
 pub use index::INDEX_NAME;
 
+use crate::bytes::Mapping;
 use crate::{Bytes, Error, Result, Tensor, TensorInfo, TensorSource};
 
 /// Name of a checkpoint's only file of tensors.
@@ -178,5 +179,5 @@ fn map(path: &Path) -> Result<Bytes> {
     // SAFETY: the mapping is private and read-only. Like every engine that maps its weights we rely on nobody truncating
     // or rewriting the file while it is open; our own writers never do: they write aside and rename.
     let map = unsafe { Mmap::map(&file) }.map_err(io)?;
-    Ok(Bytes::mapped(Arc::new(map)))
+    Ok(Bytes::mapped(Arc::new(Mapping { file, map })))
 }

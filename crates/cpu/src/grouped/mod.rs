@@ -25,6 +25,7 @@ mod float;
 mod halves;
 mod integer;
 mod layout;
+mod planes;
 mod relay;
 mod scales;
 #[cfg(test)]

@@ -1,13 +1,14 @@
 //! From rows as a file packs them to tiles.
 
 use super::layout::{Layout, Mapping, Numbers, Tree};
+use super::planes::Planes;
 use super::scales::{Decode, Decoded};
-use super::unpack::{lay, step_bytes};
+use super::unpack::step_bytes;
 use super::{ROWS, SPAN, STEP};
 use crate::Cpu;
 use crate::buffer::Shared;
 use crate::memory::Memory;
-use crate::simd::{self, Kernel, Simd};
+use crate::simd;
 use marlin_checkpoint::weight::{ScaleTree, ScaleType, Scales, ValueMap, Zero};
 use marlin_checkpoint::{Error, Grouped, Packed, Result};
 use std::ops::Range;
@@ -134,8 +135,8 @@ impl GroupedMat {
 }
 
 /// A tile within bytes that begin at `base` of the matrix.
-struct Place<'a> {
-    layout: &'a Layout,
+pub(super) struct Place<'a> {
+    pub(super) layout: &'a Layout,
     tile: usize,
     base: usize,
 }
@@ -145,7 +146,7 @@ impl Place<'_> {
         self.layout.head_at(self.tile) - self.base
     }
 
-    fn record(&self, record: usize) -> usize {
+    pub(super) fn record(&self, record: usize) -> usize {
         self.layout.record_at(self.tile, record) - self.base
     }
 }
@@ -155,42 +156,12 @@ fn lay_tile(cpu: &Cpu, place: &Place<'_>, part: &Grouped, first: usize, tile: &m
     let layout = place.layout;
     let count = ROWS.min(part.rows() - first);
     let (stride, codes) = (part.row_stride(), part.codes());
-    let size = step_bytes(layout.bits);
-    let bytes = layout.bits as usize * 4;
     let rows: [&[u8]; ROWS] = std::array::from_fn(|r| match r < count {
         true => &codes[(first + r) * stride..][..stride],
         false => &[][..],
     });
-    if layout.bits == 4 {
-        // SAFETY: `Cpu` only holds levels that the machine has.
-        unsafe { simd::run(cpu.level(), Fours { place, rows: &rows[..count], tile }) };
-    }
-    // Step after step, so that what is written stays in the first cache.
-    for record in 0..layout.records() {
-        let at = place.record(record) + layout.numbers;
-        let steps = tile[at..at + layout.steps(record) * size].chunks_exact_mut(size);
-        for (step, to) in steps.enumerate().map(|(i, to)| (record * (SPAN / STEP) + i, to)) {
-            if layout.bits == 4 && (step + 1) * STEP <= layout.cols {
-                continue;
-            }
-            for (r, row) in rows[..count].iter().enumerate() {
-                match row.get(step * bytes..(step + 1) * bytes) {
-                    Some(from) if (step + 1) * STEP <= layout.cols => match layout.bits {
-                        8 => lay(8, r, from.try_into().unwrap_or(&[0; 32]), to),
-                        bits => lay(bits, r, &expand(bits, from), to),
-                    },
-                    _ => {
-                        let mut padded = [0; 32];
-                        let rest = &row[(step * bytes).min(stride)..];
-                        padded[..rest.len()].copy_from_slice(rest);
-                        let mut codes = expand(layout.bits, &padded);
-                        codes[layout.cols - step * STEP..].fill(0);
-                        lay(layout.bits, r, &codes, to);
-                    }
-                }
-            }
-        }
-    }
+    // SAFETY: `Cpu` only holds levels that the machine has.
+    unsafe { simd::run(cpu.level(), Planes { place, rows: &rows[..count], tile }) };
     let mut put = |numbers: &Numbers, scales: &Scales| lay_numbers(place, numbers, scales, first, count, tile);
     let mut lay_tree = |tree: &Tree, from: &ScaleTree| {
         if let Some(inner) = &tree.inner {
@@ -236,15 +207,15 @@ fn lay_numbers(place: &Place<'_>, numbers: &Numbers, scales: &Scales, first: usi
         let groups = (layout.cols - record * SPAN).min(SPAN).div_ceil(numbers.group);
         let base = place.record(record) + numbers.offset;
         let to = &mut tile[base..base + per * ROWS * size];
+        if numbers.group == block.1 && size == 2 {
+            lay_pairs(lines, record * per, groups, to);
+            continue;
+        }
         for (g, to) in to.chunks_exact_mut(ROWS * size).take(groups).enumerate() {
             let i = (record * per + g) * numbers.group / block.1;
             match (scales.kind(), size) {
                 (ScaleType::U4, _) => to.iter_mut().zip(lines).for_each(|(to, l)| *to = l[i / 2] >> (4 * (i % 2)) & 15),
                 (_, 1) => to.iter_mut().zip(lines).for_each(|(to, line)| *to = line[i]),
-                (_, 2) => {
-                    let to = to.as_chunks_mut::<2>().0;
-                    to.iter_mut().zip(lines).for_each(|(to, line)| to.copy_from_slice(&line[2 * i..2 * i + 2]));
-                }
                 _ => {
                     let to = to.chunks_exact_mut(size);
                     to.zip(lines).for_each(|(to, line)| to.copy_from_slice(&line[i * size..(i + 1) * size]));
@@ -254,73 +225,13 @@ fn lay_numbers(place: &Place<'_>, numbers: &Numbers, scales: &Scales, first: usi
     }
 }
 
-/// The whole steps of 4-bit codes of a tile, of which these are the rows.
-struct Fours<'a> {
-    place: &'a Place<'a>,
-    rows: &'a [&'a [u8]],
-    tile: &'a mut [u8],
-}
-
-impl Kernel for Fours<'_> {
-    type Out = ();
-
-    /// Nothing but integers, which the compiler puts into vectors of the level's size.
-    #[inline(always)]
-    unsafe fn run<S: Simd>(self) {
-        let layout = self.place.layout;
-        let whole = layout.cols / STEP;
-        for record in 0..layout.records() {
-            let (first, at) = (record * (SPAN / STEP), self.place.record(record) + layout.numbers);
-            let steps = layout.steps(record).min(whole.saturating_sub(first));
-            let to = &mut self.tile[at..at + steps * step_bytes(4)];
-            for (step, to) in to.chunks_exact_mut(step_bytes(4)).enumerate() {
-                lay_fours(self.rows, (first + step) * 16, to);
-            }
-        }
+/// Numbers of two bytes, `count` of each row from `first` on, where every group has one of its own.
+fn lay_pairs(lines: &[&[u8]], first: usize, count: usize, to: &mut [u8]) {
+    for (r, line) in lines.iter().enumerate() {
+        let from = &line.as_chunks::<2>().0[first..first + count];
+        let places = to.as_chunks_mut::<{ 2 * ROWS }>().0.iter_mut();
+        places.zip(from).for_each(|(place, number)| place.as_chunks_mut().0[r] = *number);
     }
-}
-
-/// A step of 4-bit codes: the 16 bytes from `at` on of each row.
-#[inline(always)]
-fn lay_fours(rows: &[&[u8]], at: usize, step: &mut [u8]) {
-    let mut words = [[0u32; ROWS]; 4];
-    for (r, row) in rows.iter().enumerate() {
-        for (words, bytes) in words.iter_mut().zip(row[at..at + 16].as_chunks::<4>().0) {
-            words[r] = u32::from_le_bytes(*bytes);
-        }
-    }
-    for (words, vector) in words.iter().zip(step.as_chunks_mut::<64>().0) {
-        for (x, to) in words.iter().zip(vector.as_chunks_mut::<4>().0) {
-            *to = (spread(x & 0xffff) | spread(x >> 16) << 4).to_le_bytes();
-        }
-    }
-}
-
-/// Four nibbles to the low halves of four bytes.
-#[inline(always)]
-fn spread(v: u32) -> u32 {
-    let v = (v | v << 8) & 0x00ff_00ff;
-    (v | v << 4) & 0x0f0f_0f0f
-}
-
-/// 32 codes from a bit stream, least significant bit first.
-fn expand(bits: u32, from: &[u8]) -> [u8; 32] {
-    let mut codes = [0; 32];
-    // Each field of two numbers becomes two of half its width, with one number each.
-    let apart = |v: u64, bits: u32, fields: u64, half: u32| {
-        let mask = fields * ((1 << bits) - 1);
-        (v & mask) | (v >> bits & mask) << half
-    };
-    // Eight codes are as many bytes as a code has bits.
-    for (i, eight) in codes.as_chunks_mut::<8>().0.iter_mut().enumerate() {
-        let at = (i * bits as usize).min(from.len() - 8);
-        let word = from[at..].first_chunk().map_or(0, |bytes| u64::from_le_bytes(*bytes));
-        let v = word >> (8 * (i * bits as usize - at));
-        let v = apart(v, 4 * bits, 1, 32);
-        let v = apart(v, 2 * bits, 0x0000_0001_0000_0001, 16);
-        *eight = apart(v, bits, 0x0001_0001_0001_0001, 8).to_le_bytes();
-    }
-    codes
 }
 
 /// Whether a tile's factors, and its codes where they can be otherwise, are finite.

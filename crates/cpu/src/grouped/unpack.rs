@@ -1,4 +1,4 @@
-//! Codes of a step from their planes to one byte each, and back.
+//! Codes of a step from their planes to one byte each.
 
 use crate::simd::Simd;
 
@@ -104,31 +104,5 @@ unsafe fn ones<S: Simd, const T: u32>(v: [S::V; 8], p: *const u8) -> [S::V; 8] {
             S::insert::<6, 1, T>(v[6], a),
             S::insert::<7, 1, T>(v[7], a),
         ]
-    }
-}
-
-/// Puts row `row`'s 32 codes of a step into its planes, which were zero.
-pub(crate) fn lay(bits: u32, row: usize, codes: &[u8; 32], step: &mut [u8]) {
-    let quad = |q: usize| u32::from_le_bytes([codes[4 * q], codes[4 * q + 1], codes[4 * q + 2], codes[4 * q + 3]]);
-    let mut put = |vector: usize, word: u32| {
-        step[64 * vector + 4 * row..][..4].copy_from_slice(&word.to_le_bytes());
-    };
-    let (mut vector, mut below) = (0, 0);
-    if bits == 8 {
-        (0..8).for_each(|q| put(q, quad(q)));
-        return;
-    }
-    // A field of each of four bytes at once.
-    let field = |q: usize, from: u32, mask: u32| quad(q) >> from & (mask * 0x0101_0101);
-    if bits & 4 != 0 {
-        (0..4).for_each(|j| put(j, field(2 * j, 0, 15) | field(2 * j + 1, 0, 15) << 4));
-        (vector, below) = (4, 4);
-    }
-    if bits & 2 != 0 {
-        (0..2).for_each(|j| put(vector + j, (0..4).fold(0, |w, i| w | field(4 * j + i, below, 3) << (2 * i as u32))));
-        (vector, below) = (vector + 2, below + 2);
-    }
-    if bits & 1 != 0 {
-        put(vector, (0..8).fold(0, |w, q| w | field(q, below, 1) << q as u32));
     }
 }

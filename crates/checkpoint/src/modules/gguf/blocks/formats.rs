@@ -8,19 +8,15 @@ use super::bits::{each, eight, put, spread};
 /// Q4_0, Q4_1, IQ4_NL, MXFP4: 16 bytes of halves.
 #[inline(always)]
 pub(super) fn halves(qs: &[u8], codes: &mut [u8]) {
-    // Arrays, which the compiler puts into vectors.
-    let (mut twos, mut low, mut high) = ([0u16; 8], [0u8; 8], [0u8; 8]);
-    for (two, bytes) in twos.iter_mut().zip(qs.as_chunks().0) {
-        *two = u16::from_le_bytes(*bytes);
+    // Two bytes at a time, and one array of all results: so the compiler finds its vectors.
+    let mut both = [0; 16];
+    for (i, bytes) in qs.as_chunks().0.iter().take(8).enumerate() {
+        let two = u16::from_le_bytes(*bytes);
+        let (low, high) = (two & 0x0f0f, two >> 4 & 0x0f0f);
+        both[i] = (low | low >> 4) & 255;
+        both[i + 8] = (high | high >> 4) & 255;
     }
-    for i in 0..8 {
-        low[i] = (twos[i] & 15 | twos[i] >> 4 & 0xf0) as u8;
-    }
-    for i in 0..8 {
-        high[i] = (twos[i] >> 4 & 15 | twos[i] >> 8 & 0xf0) as u8;
-    }
-    codes[..8].copy_from_slice(&low);
-    codes[8..16].copy_from_slice(&high);
+    codes[..16].copy_from_slice(&both.map(|v| v as u8));
 }
 
 /// Q5_0, Q5_1: a fifth bit for each element in order, then halves.

@@ -8,6 +8,7 @@ mod formats;
 #[cfg(test)]
 mod tests;
 
+use std::cell::RefCell;
 use std::ops::Range;
 
 use super::HeadOrder;
@@ -30,6 +31,11 @@ pub(super) fn codes_of(dtype: DType) -> Option<(u32, usize)> {
         DType::Q8_0 => (8, 32),
         _ => return None,
     })
+}
+
+thread_local! {
+    /// Where rows are read to, again and again.
+    static BUFFER: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
 }
 
 /// A matrix of blocks in the file.
@@ -56,19 +62,22 @@ impl Blocks {
     }
 
     /// The bytes of each of `rows`, in the order of transformers.
-    fn lines(&self, rows: Range<usize>) -> impl Iterator<Item = &[u8]> {
+    fn lines<'a>(&'a self, rows: Range<usize>, buffer: &'a mut Vec<u8>) -> Lines<'a> {
         let stride = self.dtype.bytes(self.shape[1]);
-        rows.map(move |row| &self.data[self.order.source(row) * stride..][..stride])
+        // Order changes within a head only, so the file has these rows in one place, more or less.
+        let places = || rows.clone().map(|row| self.order.source(row));
+        let (first, last) = (places().min().unwrap_or(0), places().max().unwrap_or(0));
+        let bytes = self.data.once(first * stride..(last + 1) * stride, buffer);
+        Lines { bytes, first, stride, order: self.order, rows }
     }
 
     /// Blocks of 32 that begin with a factor of `D` bytes and perhaps a minimum of as many.
     fn flat<const B: usize, const C: usize, const D: usize>(
-        &self,
-        rows: Range<usize>,
+        lines: Lines<'_>,
         minimum: bool,
         f: impl Fn(&[u8; B], &mut [u8; C]),
     ) -> Flat {
-        let count = rows.len() * (self.shape[1] / 32);
+        let count = lines.bytes_in_all() / B;
         let mut out = Flat {
             codes: vec![0; count * C],
             scales: vec![0; count * D],
@@ -76,7 +85,7 @@ impl Blocks {
         };
         let mut to = out.codes.as_chunks_mut::<C>().0.iter_mut().zip(out.scales.as_chunks_mut::<D>().0);
         let mut minimums = out.minimums.as_chunks_mut::<D>().0.iter_mut();
-        for line in self.lines(rows) {
+        for line in lines {
             for (block, (codes, scale)) in line.as_chunks::<B>().0.iter().zip(&mut to) {
                 f(block, codes);
                 scale.copy_from_slice(&block[..D]);
@@ -90,12 +99,11 @@ impl Blocks {
 
     /// Super-blocks with `S` bytes of small factors, and as many of small minimums; `d` and `dmin` say where the f16s are.
     fn nested<const B: usize, const C: usize, const S: usize>(
-        &self,
-        rows: Range<usize>,
+        lines: Lines<'_>,
         [d, dmin]: [usize; 2],
         f: impl Fn(&[u8; B], &mut [u8; C], &mut [u8; S], &mut [u8; S]),
     ) -> Nested {
-        let count = rows.len() * (self.shape[1] / 256);
+        let count = lines.bytes_in_all() / B;
         let mut out = Nested {
             codes: vec![0; count * C],
             scales: vec![0; count * S],
@@ -106,7 +114,7 @@ impl Blocks {
         let mut codes = out.codes.as_chunks_mut::<C>().0.iter_mut();
         let mut small = out.scales.as_chunks_mut::<S>().0.iter_mut().zip(out.minimums.as_chunks_mut::<S>().0);
         let mut large = out.d.as_chunks_mut::<2>().0.iter_mut().zip(out.dmin.as_chunks_mut::<2>().0);
-        for line in self.lines(rows) {
+        for line in lines {
             let to = (&mut codes).zip((&mut small).zip(&mut large));
             for (block, (codes, ((scales, minimums), (to_d, to_dmin)))) in line.as_chunks::<B>().0.iter().zip(to) {
                 f(block, codes, scales, minimums);
@@ -150,6 +158,31 @@ impl Blocks {
     }
 }
 
+/// Rows of blocks, one after another.
+struct Lines<'a> {
+    bytes: &'a [u8],
+    /// The row of the file with which `bytes` begin.
+    first: usize,
+    stride: usize,
+    order: HeadOrder,
+    rows: Range<usize>,
+}
+
+impl Lines<'_> {
+    fn bytes_in_all(&self) -> usize {
+        self.rows.len() * self.stride
+    }
+}
+
+impl<'a> Iterator for Lines<'a> {
+    type Item = &'a [u8];
+
+    fn next(&mut self) -> Option<&'a [u8]> {
+        let row = self.rows.next()?;
+        Some(&self.bytes[(self.order.source(row) - self.first) * self.stride..][..self.stride])
+    }
+}
+
 struct Flat {
     codes: Vec<u8>,
     scales: Vec<u8>,
@@ -179,36 +212,45 @@ impl Packed for Blocks {
             let why = format!("rows {rows:?} are not within its {}", self.shape[0]);
             return Err(Error::invalid(format!("tensor {:?}", self.name), why));
         }
-        let n = rows.len();
+        BUFFER.with_borrow_mut(|buffer| self.unpack_lines(rows.len(), self.lines(rows, buffer)))
+    }
+
+    fn release(&self) {
+        self.data.release();
+    }
+}
+
+impl Blocks {
+    fn unpack_lines(&self, n: usize, lines: Lines<'_>) -> Result<Grouped> {
         let integer = |zero| ValueMap::Integer(Zero::Constant(zero));
         let (f16, table) = (ScaleType::F16, || ValueMap::Table(Box::new(IQ4)));
         match self.dtype {
             DType::Q4_0 => {
-                let parts = self.flat::<18, 16, 2>(rows, false, |b, c| halves(&b[2..], c));
+                let parts = Self::flat::<18, 16, 2>(lines, false, |b, c| halves(&b[2..], c));
                 self.grouped_flat(n, parts, integer(8), f16)
             }
             DType::Q4_1 => {
-                let parts = self.flat::<20, 16, 2>(rows, true, |b, c| halves(&b[4..], c));
+                let parts = Self::flat::<20, 16, 2>(lines, true, |b, c| halves(&b[4..], c));
                 self.grouped_flat(n, parts, integer(0), f16)
             }
             DType::Q5_0 => {
-                let parts = self.flat::<22, 20, 2>(rows, false, |b, c| halves_and_fifth(&b[2..6], &b[6..], c));
+                let parts = Self::flat::<22, 20, 2>(lines, false, |b, c| halves_and_fifth(&b[2..6], &b[6..], c));
                 self.grouped_flat(n, parts, integer(16), f16)
             }
             DType::Q5_1 => {
-                let parts = self.flat::<24, 20, 2>(rows, true, |b, c| halves_and_fifth(&b[4..8], &b[8..], c));
+                let parts = Self::flat::<24, 20, 2>(lines, true, |b, c| halves_and_fifth(&b[4..8], &b[8..], c));
                 self.grouped_flat(n, parts, integer(0), f16)
             }
             DType::Q8_0 => {
-                let parts = self.flat::<34, 32, 2>(rows, false, |b, c| signed_bytes(&b[2..], c));
+                let parts = Self::flat::<34, 32, 2>(lines, false, |b, c| signed_bytes(&b[2..], c));
                 self.grouped_flat(n, parts, integer(128), f16)
             }
             DType::Iq4Nl => {
-                let parts = self.flat::<18, 16, 2>(rows, false, |b, c| halves(&b[2..], c));
+                let parts = Self::flat::<18, 16, 2>(lines, false, |b, c| halves(&b[2..], c));
                 self.grouped_flat(n, parts, table(), f16)
             }
             DType::Mxfp4 => {
-                let parts = self.flat::<17, 16, 1>(rows, false, |b, c| halves(&b[1..], c));
+                let parts = Self::flat::<17, 16, 1>(lines, false, |b, c| halves(&b[1..], c));
                 if parts.scales.contains(&255) {
                     let why = "a block's exponent is 255, which is no number; the file is damaged: download or convert it again";
                     return Err(Error::invalid(format!("tensor {:?}", self.name), why));
@@ -216,28 +258,24 @@ impl Packed for Blocks {
                 self.grouped_flat(n, parts, ValueMap::E2M1, ScaleType::E8M0)
             }
             DType::Q2K => {
-                self.grouped_nested(n, self.nested(rows, [80, 82], formats::q2_k), integer(0), ScaleType::U4, true)
+                self.grouped_nested(n, Self::nested(lines, [80, 82], formats::q2_k), integer(0), ScaleType::U4, true)
             }
             DType::Q3K => {
-                self.grouped_nested(n, self.nested(rows, [108, 0], formats::q3_k), integer(4), ScaleType::I8, false)
+                self.grouped_nested(n, Self::nested(lines, [108, 0], formats::q3_k), integer(4), ScaleType::I8, false)
             }
             DType::Q4K => {
-                self.grouped_nested(n, self.nested(rows, [0, 2], formats::q4_k), integer(0), ScaleType::U8, true)
+                self.grouped_nested(n, Self::nested(lines, [0, 2], formats::q4_k), integer(0), ScaleType::U8, true)
             }
             DType::Q5K => {
-                self.grouped_nested(n, self.nested(rows, [0, 2], formats::q5_k), integer(0), ScaleType::U8, true)
+                self.grouped_nested(n, Self::nested(lines, [0, 2], formats::q5_k), integer(0), ScaleType::U8, true)
             }
             DType::Q6K => {
-                self.grouped_nested(n, self.nested(rows, [208, 0], formats::q6_k), integer(32), ScaleType::I8, false)
+                self.grouped_nested(n, Self::nested(lines, [208, 0], formats::q6_k), integer(32), ScaleType::I8, false)
             }
             DType::Iq4Xs => {
-                self.grouped_nested(n, self.nested(rows, [0, 0], formats::iq4_xs), table(), ScaleType::I8, false)
+                self.grouped_nested(n, Self::nested(lines, [0, 0], formats::iq4_xs), table(), ScaleType::I8, false)
             }
             found => Err(Error::DType { name: self.name.clone(), expected: "a block type", found }),
         }
-    }
-
-    fn release(&self) {
-        self.data.release();
     }
 }
