@@ -105,6 +105,14 @@ fn off(found: &[f32], expected: &[f32]) -> f64 {
     worst.fold(0.0, |m: f64, d| if d > m || d.is_nan() { d } else { m }) / deviation
 }
 
+/// The worst of these deviations without the `parting` worst that are beyond the limit, and how many those are.
+fn beyond(mut each: Vec<f64>, parting: usize) -> (f64, usize) {
+    // NaN is worst of all.
+    each.sort_unstable_by(|a, b| b.total_cmp(a));
+    let parted = each.iter().take(parting).filter(|d| **d > LIMIT).count();
+    (each.get(parted).copied().unwrap_or(0.0), parted)
+}
+
 /// Mean negative log-likelihood of `ids` given their logits.
 fn likelihood(logits: &[f32], ids: &[u32], vocab: usize) -> f64 {
     let rows = logits.chunks_exact(vocab).zip(&ids[1..]);
@@ -158,16 +166,17 @@ fn whole(path: &Path, exact: bool) -> Vec<String> {
     let vocab = model.info().vocab;
     let expected = Sequence::new(&cpu, &reference).logits(&ids, true);
     let found = Sequence::new(&b, &model).logits(&ids, true);
-    let all = off(&found, &expected);
+    // Inputs of 16 bits may move a router's near tie, so that one token has another expert: one position in fifty may.
+    let sparse = model.report().modules.iter().any(|(name, _)| name.contains(".experts."));
+    let parting = |positions: usize| if sparse && !exact { positions / 50 } else { 0 };
+    let rows = found.chunks_exact(vocab).zip(expected.chunks_exact(vocab));
+    let (all, parted) = beyond(rows.map(|(found, expected)| off(found, expected)).collect(), parting(ids.len()));
     let perplexity = (likelihood(&found, &ids, vocab) - likelihood(&expected, &ids, vocab)).exp_m1();
     // Every length, whole and in chunks: the last row's logits.
-    let mut worst = 0.0f64;
+    let mut each = Vec::new();
     let row = |n: usize| &expected[(n - 1) * vocab..n * vocab];
     for n in 1..=ids.len().min(300) {
-        let mut note = |found: &[f32]| {
-            let d = off(found, row(n));
-            worst = if d > worst || d.is_nan() { d } else { worst };
-        };
+        let mut note = |found: &[f32]| each.push(off(found, row(n)));
         note(&Sequence::new(&b, &model).logits(&ids[..n], false));
         if n > 1 && n % 7 == 3 {
             for chunk in [1, 5, 32] {
@@ -178,12 +187,15 @@ fn whole(path: &Path, exact: bool) -> Vec<String> {
             }
         }
     }
+    let lengths = each.len();
+    let (worst, lengths_parted) = beyond(each, parting(lengths));
     let text = Sequence::new(&cpu, &reference).greedy(&ids[..40], 32);
     let same = Sequence::new(&b, &model).greedy(&ids[..40], 32);
     let parts = text.iter().zip(&same).position(|(a, b)| a.0 != b.0);
     println!(
-        "{name}: loaded and checked in {:.2} s; logits off by {all:.1e} (every length: {worst:.1e}) deviations, perplexity by {:.4} %, text {}, fallbacks {:?}",
+        "{name}: loaded and checked in {:.2} s; logits off by {all:.1e} but for {parted} of {} (every length: {worst:.1e} but for {lengths_parted} of {lengths}) deviations, perplexity by {:.4} %, text {}, fallbacks {:?}",
         loaded.as_secs_f64(),
+        ids.len(),
         100.0 * perplexity,
         parts.map_or("equal".to_owned(), |i| format!("parts at {i} with a margin of {}", text[i].1)),
         b.fallbacks().snapshot().by_reason,
