@@ -122,6 +122,10 @@ pub trait Backend: Send + Sync + Sized + 'static {
     fn free_memory(&self) -> Option<usize> {
         None
     }
+    /// Tokens of a prompt that are best computed at once.
+    fn prefill_chunk(&self) -> usize {
+        512
+    }
 
     // Primitives.
 

@@ -139,6 +139,10 @@ impl<B: Backend> Backend for Deferred<B> {
         self.inner.free_memory()
     }
 
+    fn prefill_chunk(&self) -> usize {
+        self.inner.prefill_chunk()
+    }
+
     fn begin(&self, step: &Step, kv: &Self::Kv, previous: Option<&Self::Samples>) -> Result<Self::Batch> {
         let (step, kv, previous) = (step.clone(), kv.clone(), previous.cloned());
         Ok(self.later(move |b| {

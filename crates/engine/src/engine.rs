@@ -73,6 +73,8 @@ pub struct Engine<B: Backend> {
     pub(crate) kv: B::Kv,
     pub(crate) scheduler: Scheduler,
     pub(crate) options: EngineOptions,
+    /// Tokens of a step.
+    pub(crate) chunk: usize,
     sizing: KvSizing,
     tokenizer: Option<Tokenizer>,
     eos: Vec<u32>,
@@ -100,11 +102,13 @@ impl<B: Backend> Engine<B> {
         )?;
         let kv = backend.kv(model.kv_spec(sizing.block_size, sizing.blocks as usize))?;
         let pool = BlockPool::new(sizing.blocks, sizing.block_size, options.prefix_cache);
-        let limits = Limits { max_batch: options.max_batch, chunk: options.prefill_chunk, context: sizing.wanted };
+        let chunk = options.prefill_chunk.unwrap_or_else(|| backend.prefill_chunk());
+        let limits = Limits { max_batch: options.max_batch, chunk, context: sizing.wanted };
         Ok(Self {
             backend,
             model,
             kv,
+            chunk,
             scheduler: Scheduler::new(limits, pool),
             options,
             sizing,

@@ -16,8 +16,8 @@ pub struct EngineOptions {
     pub context: Option<usize>,
     /// Sequences that run at the same time.
     pub max_batch: usize,
-    /// Tokens of a step.
-    pub prefill_chunk: usize,
+    /// Tokens of a step; `None` takes what the backend likes best.
+    pub prefill_chunk: Option<usize>,
     /// Whether blocks of ended requests are kept for prompts that begin alike.
     pub prefix_cache: bool,
     /// Bytes of logits that scoring asks for at once.
@@ -35,7 +35,7 @@ impl Default for EngineOptions {
             kv_memory: None,
             context: None,
             max_batch: 32,
-            prefill_chunk: 512,
+            prefill_chunk: None,
             prefix_cache: true,
             logits_memory: 32 << 20,
             guard: false,
@@ -96,7 +96,7 @@ impl EngineOptions {
         if !self.block_size.is_power_of_two() || self.block_size > 1 << 16 {
             return Err(Error::setting("block_size", "a power of two up to 65536", self.block_size));
         }
-        for (name, value) in [("max_batch", self.max_batch), ("prefill_chunk", self.prefill_chunk)] {
+        for (name, value) in [("max_batch", self.max_batch), ("prefill_chunk", self.prefill_chunk.unwrap_or(1))] {
             if value == 0 {
                 return Err(Error::setting(name, "at least 1", value));
             }

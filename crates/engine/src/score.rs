@@ -68,7 +68,7 @@ impl<B: Backend> Engine<B> {
                 let pool = self.scheduler.pool_mut();
                 let needed = window.tokens.len().div_ceil(pool.block_size());
                 tokens += window.tokens.len();
-                if !group.is_empty() && (tokens > self.options.prefill_chunk || needed > pool.available()) {
+                if !group.is_empty() && (tokens > self.chunk || needed > pool.available()) {
                     break;
                 }
                 let Some(blocks) = pool.allocate(needed) else {
@@ -138,7 +138,7 @@ impl<B: Backend> Engine<B> {
         let vocab = self.model.info().vocab;
         let most_rows = (self.options.logits_memory / (4 * vocab.max(1))).max(1);
         loop {
-            let (step, parts) = next_step(group, self.options.prefill_chunk, most_rows);
+            let (step, parts) = next_step(group, self.chunk, most_rows);
             if step.tokens.is_empty() {
                 return Ok(());
             }

@@ -73,7 +73,7 @@ fn together_as_alone_in_chunks_of_any_size() {
     for (chunk, block_size, max_batch, prefix_cache) in
         [(1, 4, 32, true), (3, 1, 32, false), (7, 32, 3, true), (64, 8, 32, true), (512, 4, 2, false)]
     {
-        let options = EngineOptions { prefill_chunk: chunk, block_size, max_batch, prefix_cache, ..options() };
+        let options = EngineOptions { prefill_chunk: Some(chunk), block_size, max_batch, prefix_cache, ..options() };
         assert_eq!(together(&mut engine(options)), alone, "chunk {chunk}, blocks of {block_size}");
     }
 }
@@ -82,7 +82,7 @@ fn together_as_alone_in_chunks_of_any_size() {
 fn preemption_changes_no_token() {
     for (kv_tokens, prefix_cache) in [(60, true), (60, false), (80, true), (100, false)] {
         let mut engine =
-            engine(EngineOptions { kv_tokens: Some(kv_tokens), prefix_cache, prefill_chunk: 16, ..options() });
+            engine(EngineOptions { kv_tokens: Some(kv_tokens), prefix_cache, prefill_chunk: Some(16), ..options() });
         assert_eq!(together(&mut engine), alone());
         assert!(engine.stats().preemptions > 0, "{kv_tokens}: {:?}", engine.stats());
     }
@@ -90,7 +90,7 @@ fn preemption_changes_no_token() {
 
 #[test]
 fn nothing_is_read_before_it_is_submitted() {
-    let mut engine = engine_on(Deferred::new(Reference), EngineOptions { prefill_chunk: 7, ..options() });
+    let mut engine = engine_on(Deferred::new(Reference), EngineOptions { prefill_chunk: Some(7), ..options() });
     assert_eq!(together(&mut engine), alone());
     assert_eq!(engine.backend().pending(), 0);
     let logits = engine.logits(&prompt(1, 9), false).unwrap();
@@ -103,7 +103,7 @@ fn on_the_cpu_and_on_another_thread() {
     let cpu = || CpuBackend::new(CpuOptions { threads: 2, exact: true, ..CpuOptions::default() });
     let mut single = engine_on(cpu(), options());
     let alone: Vec<_> = requests().into_iter().map(|r| single.complete(r).unwrap().tokens).collect();
-    let mut engine = engine_on(cpu(), EngineOptions { kv_tokens: Some(80), prefill_chunk: 7, ..options() });
+    let mut engine = engine_on(cpu(), EngineOptions { kv_tokens: Some(80), prefill_chunk: Some(7), ..options() });
     let together = std::thread::spawn(move || (together(&mut engine), engine.stats().preemptions)).join().unwrap();
     assert_eq!(together.0, alone);
     assert!(together.1 > 0);
@@ -275,7 +275,7 @@ fn scores_do_not_depend_on_chunks_or_windows() {
     let row = |p: usize| expected[p * VOCAB..(p + 1) * VOCAB].to_vec();
     assert_eq!(whole.logits(&ids, true).unwrap(), row(49));
     for (chunk, rows) in [(1, 1), (3, 2), (7, 100), (64, 5), (200, 1000)] {
-        let options = EngineOptions { prefill_chunk: chunk, logits_memory: rows * VOCAB * 4, ..options() };
+        let options = EngineOptions { prefill_chunk: Some(chunk), logits_memory: rows * VOCAB * 4, ..options() };
         let mut engine = engine(options);
         // A running request keeps its blocks and goes on afterwards.
         engine.submit(request(prompt(1, 10), 12, 1)).unwrap();

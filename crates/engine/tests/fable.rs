@@ -65,7 +65,7 @@ fn greedy(prompt: &[u32], tokens: usize) -> Request {
 
 /// Both prompts in one batch, prefilled in small chunks.
 fn compare<B: Backend>(b: B, folder: &Path, tokens: usize) {
-    let options = EngineOptions { kv_tokens: Some(512), prefill_chunk: 16, ..EngineOptions::default() };
+    let options = EngineOptions { kv_tokens: Some(512), prefill_chunk: Some(16), ..EngineOptions::default() };
     let mut engine = engine(b, folder, options);
     let wanted = ["tale", "chat"].map(|name| expected(folder, name));
     let ids = wanted.each_ref().map(|e| engine.submit(greedy(&e.prompt, tokens)).unwrap());
@@ -147,7 +147,7 @@ fn company_chunks_and_preemption_change_nothing_in_exact_mode() {
     let alone: Vec<_> = requests.iter().flat_map(|r| together(&mut single, std::slice::from_ref(r))).collect();
     for (prefill_chunk, block_size, kv_tokens) in [(1, 16, 1024), (3, 8, 1024), (7, 32, 1024), (64, 16, 160)] {
         let options =
-            EngineOptions { prefill_chunk, block_size, kv_tokens: Some(kv_tokens), ..EngineOptions::default() };
+            EngineOptions { prefill_chunk: Some(prefill_chunk), block_size, kv_tokens: Some(kv_tokens), ..EngineOptions::default() };
         let mut engine = engine(cpu(), &fable(), options);
         assert_eq!(together(&mut engine, &requests), alone, "chunks of {prefill_chunk}");
         assert_eq!(engine.stats().preemptions > 0, kv_tokens == 160, "{:?}", engine.stats());
@@ -196,7 +196,7 @@ fn perplexity_is_that_of_transformers() {
         return;
     };
     let ids: Vec<u32> = bytes.as_chunks::<4>().0.iter().take(2048).map(|b| u32::from_le_bytes(*b)).collect();
-    let options = EngineOptions { prefill_chunk: 1024, logits_memory: 4 << 20, ..EngineOptions::default() };
+    let options = EngineOptions { prefill_chunk: Some(1024), logits_memory: 4 << 20, ..EngineOptions::default() };
     let mut engine = engine(cpu(), &fable(), options);
     // Every window rates the tokens that the one before has not.
     let (mut windows, mut rated) = (Vec::new(), 1);

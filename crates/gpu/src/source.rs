@@ -95,6 +95,7 @@ const FILES: &[(&str, &str)] = &[
     ("elementwise.h", include_str!("../kernels/elementwise.h")),
     ("rope.h", include_str!("../kernels/rope.h")),
     ("attention.h", include_str!("../kernels/attention.h")),
+    ("attention_tiles.h", include_str!("../kernels/attention_tiles.h")),
     ("latent.h", include_str!("../kernels/latent.h")),
     ("route.h", include_str!("../kernels/route.h")),
     ("sample.h", include_str!("../kernels/sample.h")),
@@ -111,7 +112,7 @@ const FILES: &[(&str, &str)] = &[
 ];
 
 /// Files whose kernels need tensor cores: not for Metal.
-const TENSOR: &[&str] = &["stream.h", "trellis_stream.h", "grouped_stream.h"];
+const TENSOR: &[&str] = &["attention_tiles.h", "stream.h", "trellis_stream.h", "grouped_stream.h"];
 
 /// What a file uses besides the preludes.
 fn needs(file: &str) -> &'static [&'static str] {
@@ -233,7 +234,7 @@ fn entry_point(target: Target, e: &Entry) -> String {
     let names = e.parameters.iter().map(|p| p.name.to_owned());
     let passed: Vec<String> =
         names.chain([String::from("arguments")]).chain((0..e.shared.len()).map(|i| format!("shared{i}"))).collect();
-    // Those that stream weights begin on their own.
+    // Those for tensor cores begin on their own.
     let begin = if target == Target::Cuda && !e.needs_tensor_cores() { "  begin();\n" } else { "" };
     format!("\n{head} {{\n{body}{begin}  {}({here}, {});\n}}\n", e.call, passed.join(", "))
 }

@@ -100,7 +100,7 @@ fn ppl<B: Runs>(args: &Ppl, backend: B) -> Result<()> {
     let prompt = if given.is_some() { Prompt::Ids } else { Prompt::Text };
     let context = ContextArgs { context: None, kv_tokens: Some(STEP.max(protocol.context()) + 512) };
     let options =
-        EngineOptions { prefill_chunk: STEP, prefix_cache: false, block_size: 32, ..EngineOptions::default() };
+        EngineOptions { prefill_chunk: Some(STEP), prefix_cache: false, block_size: 32, ..EngineOptions::default() };
     let mut loaded = model::load(backend, &args.model, &args.engine, &context, options, prompt)?;
     let mut tokens = match (given, text) {
         (Some(ids), _) => ids,

@@ -50,7 +50,7 @@ fn nonsense_is_refused() {
     let d = EngineOptions::default;
     assert!(refuse(EngineOptions { block_size: 24, ..d() }).contains("power of two"));
     assert!(refuse(EngineOptions { max_batch: 0, ..d() }).contains("max_batch"));
-    assert!(refuse(EngineOptions { prefill_chunk: 0, ..d() }).contains("prefill_chunk"));
+    assert!(refuse(EngineOptions { prefill_chunk: Some(0), ..d() }).contains("prefill_chunk"));
     assert!(refuse(EngineOptions { context: Some(5000), ..d() }).contains("1 to 4096 tokens, found 5000"));
     assert!(refuse(EngineOptions { kv_memory: Some(999), ..d() }).contains("999 bytes"));
 }

@@ -62,6 +62,29 @@ FN uint pick_signs(uint a, uint b, uint which) {
 }
 FN int round_to_int(float v) { return __float2int_rn(v); }
 
+// Four 8 x 8 matrices of halves from threadgroup memory; lane 8 i + r has the place (of copy_place) of row r of matrix i. Lane 4 g + q gets
+// of each matrix columns 2 q, 2 q + 1 of row g, or, turned, rows 2 q, 2 q + 1 of column g.
+FN void load_matrices(THREAD uint *r, uint place) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
+               : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"(place) : "memory");
+}
+FN void load_turned_matrices(THREAD uint *r, uint place) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
+               : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"(place) : "memory");
+}
+// Two floats as halves, the first one below.
+FN uint pair_of_halves(float a, float b) {
+  uint r;
+  asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(r) : "f"(b), "f"(a));
+  return r;
+}
+// 2 to the power of v, to 2^-22 of it.
+FN float exp2_f32(float v) {
+  float r;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(v));
+  return r;
+}
+
 // One more simdgroup has come to `counter`; whether it is the last of `count`, which then sees what the others wrote before they came. The
 // counter is 0 again afterwards. All lanes call it.
 FN bool last_to_come(DEVICE uint *counter, uint count, uint lane) {

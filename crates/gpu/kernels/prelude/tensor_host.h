@@ -61,6 +61,24 @@ FN uint pick_signs(uint a, uint b, uint which) {
 FN uint pick_bytes(uint a, uint b, uint which) { return pick_signs(a, b, which & 0x7777u); }
 FN int round_to_int(float v) { return int(__builtin_rintf(v)); }
 
+FN uint half_at(uint place, uint i) { return (*(const uint *)(sim_base() + place + i / 2 * 4) >> (16 * (i & 1))) & 0xFFFFu; }
+FN void load_matrices(uint *r, uint place, int line = __builtin_LINE()) {
+  const uint lane = here().lane, g = lane / 4, q = lane % 4;
+  for (uint i = 0; i < 4; i++) {
+    const uint row = from_lane(place, 8 * i + g, line);
+    r[i] = half_at(row, 2 * q) | half_at(row, 2 * q + 1) << 16;
+  }
+}
+FN void load_turned_matrices(uint *r, uint place, int line = __builtin_LINE()) {
+  const uint lane = here().lane, g = lane / 4, q = lane % 4;
+  for (uint i = 0; i < 4; i++) {
+    const uint first = from_lane(place, 8 * i + 2 * q, line), second = from_lane(place, 8 * i + 2 * q + 1, line);
+    r[i] = half_at(first, g) | half_at(second, g) << 16;
+  }
+}
+FN uint pair_of_halves(float a, float b) { return bits_of_half(a) | bits_of_half(b) << 16; }
+FN float exp2_f32(float v) { return __builtin_exp2f(v); }
+
 FN bool last_to_come(uint *counter, uint count, uint lane, int line = __builtin_LINE()) {
   sim_exchange(0, 32, line);
   const uint last = lane == 0 ? sim_last_to_come(counter, count) : 0;

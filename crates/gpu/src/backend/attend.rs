@@ -7,6 +7,7 @@ use crate::kernels::{
     Turn,
 };
 use marlin_backend::{Error, KvLayout, KvSpec, Result};
+use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 /// A pool of KV blocks: one buffer for each layer, a token's parts beside each other, the scales of bytes behind them.
@@ -21,9 +22,9 @@ pub struct GpuKv {
 #[derive(Clone, Copy)]
 pub(super) struct Slot {
     /// Elements from one token to the next.
-    stride: usize,
+    pub stride: usize,
     /// Where its scales begin, in bytes.
-    scales: usize,
+    pub scales: usize,
 }
 
 impl Slot {
@@ -175,7 +176,7 @@ impl GpuBackend {
         Ok(())
     }
 
-    /// Attention of `q` over a layer of the pool, which is read in parts where there are too few rows for the device.
+    /// Attention of `q` over a layer of the pool.
     pub(super) fn attend(
         &self,
         q: &Tensor,
@@ -185,12 +186,40 @@ impl GpuBackend {
         scale: f32,
         batch: &GpuBatch,
     ) -> Result<Tensor> {
-        let pool = self.layer(kv, layer)?;
         let rows = batch.layout.rows;
         if q.rows != rows {
             return Err(Error::shape("attention", format!("{rows} rows"), q.rows));
         }
+        let q = self.settled(q)?.data;
+        let y = self.uninitialised(rows, of.heads * of.value)?;
+        let some = |rows| self.attend_rows(&q, kv, layer, of, scale, batch, rows, &y.data);
+        if !self.attend_tiles(&q, kv, layer, of, scale, batch, &y.data)? {
+            some(0..rows)?;
+        } else {
+            batch.rest().into_iter().try_for_each(some)?;
+        }
+        Ok(y)
+    }
+
+    /// Attention of some rows by the kernel that rounds nothing; the context is read in parts where there are too few rows for the
+    /// device. `q` and `y` have all rows.
+    #[allow(clippy::too_many_arguments)]
+    pub(super) fn attend_rows(
+        &self,
+        q: &Slice<f32>,
+        kv: &GpuKv,
+        layer: usize,
+        of: Heads,
+        scale: f32,
+        batch: &GpuBatch,
+        which: Range<usize>,
+        y: &Slice<f32>,
+    ) -> Result<()> {
+        let pool = self.layer(kv, layer)?;
         let Heads { heads, share, key, value, latent } = of;
+        let (first, rows) = (which.start, which.len());
+        let (q, y) = (q.part(first * heads * key, rows * heads * key), y.part(first * heads * value, rows * heads * value));
+        let places = batch.places().part(2 * first, 2 * rows);
         let Slot { stride, scales } = Slot::of(&kv.spec.layout, self.options.kv);
         let kv_heads = heads / share;
         let value_base = if latent { 0 } else { kv_heads * key };
@@ -239,13 +268,11 @@ impl GpuBackend {
             scale,
         };
         let gpu = &self.gpu;
-        let y = self.uninitialised(rows, heads * value)?;
         let parts = rows * heads * splits;
-        let part = if splits > 1 { gpu.uninitialised(parts * value)? } else { y.data.clone() };
+        let part = if splits > 1 { gpu.uninitialised(parts * value)? } else { y.clone() };
         let state = gpu.uninitialised(if splits > 1 { 2 * parts } else { 1 })?;
         let grid = [groups as u32, splits as u32, rows as u32];
-        let q = self.settled(q)?;
-        kernel.launch(gpu, grid, &q.data, pool, &batch.places(), &batch.blocks(), &part, &state, &args)?;
+        kernel.launch(gpu, grid, &q, pool, &places, &batch.blocks(), &part, &state, &args)?;
         if splits > 1 {
             let args = JoinArgs { splits: splits as u32, value: value as u32 };
             AttentionJoin {}.launch(
@@ -253,10 +280,10 @@ impl GpuBackend {
                 [(rows * heads) as u32, value.div_ceil(128) as u32, 1],
                 &part,
                 &state,
-                &y.data,
+                &y,
                 &args,
             )?;
         }
-        Ok(y)
+        Ok(())
     }
 }

@@ -1,11 +1,13 @@
 //! Steps: their tables on the device, and what of their shape a recording depends on.
 
+use super::product::FEW_ROWS;
 use super::samples::GpuSamples;
 use super::{GpuBackend, GpuKv};
 use crate::Slice;
 use crate::kernels::{CountArgs, TakeTokens};
 use marlin_backend::fallback::Reason;
 use marlin_backend::{Result, Step, Token};
+use std::ops::Range;
 
 /// Where the tables of a step lie in one buffer of words. Steps of equal layouts differ in what the buffer holds only.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -20,13 +22,26 @@ pub(super) struct Layout {
     pub all: bool,
     /// Every row is a sequence of its own.
     pub single: bool,
+    /// Sequences of more than a few rows.
+    spans: usize,
+}
+
+/// A sequence of more than a few rows.
+#[derive(Clone, Copy)]
+pub(super) struct Span {
+    /// Its first row in the step.
+    pub first: usize,
+    /// Its rows.
+    pub rows: usize,
+    /// Positions that it has up to its last row.
+    pub positions: usize,
 }
 
 impl Layout {
-    /// Where each table begins: tokens, positions, places, slots, outputs, blocks; and the end of all.
-    fn starts(&self) -> [usize; 7] {
+    /// Where each table begins: tokens, positions, places, slots, outputs, blocks, spans; and the end of all.
+    fn starts(&self) -> [usize; 8] {
         let mut at = 0;
-        [0, self.rows, self.rows, 2 * self.rows, self.rows, self.outputs, self.blocks].map(|len| {
+        [0, self.rows, self.rows, 2 * self.rows, self.rows, self.outputs, self.blocks, 4 * self.spans].map(|len| {
             at += len.next_multiple_of(64);
             at
         })
@@ -34,7 +49,7 @@ impl Layout {
 
     /// Words of all tables.
     pub fn words(&self) -> usize {
-        self.starts()[6]
+        self.starts()[7]
     }
 }
 
@@ -42,6 +57,8 @@ impl Layout {
 pub struct GpuBatch {
     pub(super) layout: Layout,
     pub(super) tables: Slice<u32>,
+    /// In the order of their rows.
+    pub(super) spans: Vec<Span>,
 }
 
 impl GpuBatch {
@@ -64,6 +81,16 @@ impl GpuBatch {
     }
     pub(super) fn blocks(&self) -> Slice<u32> {
         self.tables.part(self.layout.starts()[5], self.layout.blocks)
+    }
+    /// For each span its first row, its rows, its first row's position, and how many positions the spans before it have.
+    pub(super) fn span_table(&self) -> Slice<u32> {
+        self.tables.part(self.layout.starts()[6], 4 * self.layout.spans)
+    }
+    /// Rows that belong to no span.
+    pub(super) fn rest(&self) -> Vec<Range<usize>> {
+        let ends = self.spans.iter().map(|s| s.first + s.rows);
+        let firsts = self.spans.iter().map(|s| s.first).chain([self.layout.rows]);
+        [0].into_iter().chain(ends).zip(firsts).map(|(from, to)| from..to).filter(|r| !r.is_empty()).collect()
     }
 }
 
@@ -89,9 +116,17 @@ impl GpuBackend {
         };
         let mut starts = Vec::new();
         let mut blocks: Vec<u32> = Vec::new();
+        let (mut spans, mut span_table, mut first, mut positions) = (Vec::new(), Vec::new(), 0, 0);
         for s in &step.sequences {
             starts.push(blocks.len() as u32);
             blocks.extend(&s.blocks[..(s.cached + s.len).div_ceil(size)]);
+            if s.len > FEW_ROWS {
+                let span = Span { first, rows: s.len, positions: s.cached + s.len };
+                span_table.extend([first, s.len, s.cached, positions].map(|n| n as u32));
+                positions += span.positions;
+                spans.push(span);
+            }
+            first += s.len;
         }
         let rows: Vec<_> = step.rows().collect();
         let slot = |r: &marlin_backend::Row| {
@@ -105,6 +140,7 @@ impl GpuBackend {
             context: context.next_power_of_two().max(256),
             all: step.outputs.len() == rows.len(),
             single: step.sequences.iter().all(|s| s.len == 1),
+            spans: spans.len(),
         };
         let tokens: Vec<u32> = step.tokens.iter().map(id).collect();
         let positions: Vec<u32> = rows.iter().map(|r| r.position as u32).collect();
@@ -112,11 +148,11 @@ impl GpuBackend {
         let slots: Vec<u32> = rows.iter().map(slot).collect();
         let mut all = vec![0; layout.words()];
         for (start, table) in
-            layout.starts().into_iter().zip([&tokens, &positions, &places, &slots, &step.outputs, &blocks])
+            layout.starts().into_iter().zip([&tokens, &positions, &places, &slots, &step.outputs, &blocks, &span_table])
         {
             all[start..start + table.len()].copy_from_slice(table);
         }
-        let batch = GpuBatch { layout, tables: self.gpu.upload(&all)? };
+        let batch = GpuBatch { layout, tables: self.gpu.upload(&all)?, spans };
         if let Some(chosen) = previous.and_then(GpuSamples::on_device) {
             let which: Vec<u32> =
                 step.tokens.iter().map(|t| if let Token::Sampled(row) = *t { row } else { u32::MAX }).collect();

@@ -36,6 +36,11 @@ pub(super) fn entries(kind: &Kind, block: u32) -> [Entry; 5] {
     [decode, Largest { scale: true }.entry(), Largest { scale: false }.entry(), scaled, plain]
 }
 
+/// What products with such a matrix's panels are multiplied with.
+pub(super) fn product_factor(kind: &Kind) -> f32 {
+    if matches!(kind, Kind::Trellis { .. }) { 1.0 } else { 1.0 / SCALE }
+}
+
 impl GpuBackend {
     /// Whether the device's library multiplies such matrices.
     pub(super) fn multiplies(&self, kind: &Kind) -> bool {
@@ -73,8 +78,7 @@ impl GpuBackend {
         batch: usize,
     ) -> Result<Slice<f32>> {
         let (gpu, none) = (&self.gpu, &self.none);
-        let (rows, cols) = (w.kind.rows(), w.kind.cols());
-        let weight_factor = if matches!(w.kind, Kind::Trellis { .. }) { 1.0 } else { SCALE };
+        let cols = w.kind.cols();
         let (features, block) = before.map_or((cols, 1), |b| (b.features, b.block));
         let scales = before.and_then(|b| b.scale.as_ref());
         let (scale, scales) = (scales.is_some(), scales.unwrap_or(none));
@@ -84,10 +88,23 @@ impl GpuBackend {
         let (halves, factors) = (gpu.uninitialised::<u32>(batch * cols / 2)?, gpu.uninitialised::<f32>(4)?);
         let a = LargestArgs { count: count as u32, groups, features: features as u32 };
         Largest { scale }.launch(gpu, [groups, 1, 1], x, scales, &most, &a)?;
-        let factor = 1.0 / weight_factor;
+        let factor = product_factor(&w.kind);
         let a = ToHalvesArgs { groups, features: features as u32, width: cols as u32, factor };
         let grid = [cols.div_ceil(512) as u32, batch as u32, 1];
         ToHalves { block, scale }.launch(gpu, grid, x, scales, &most, &halves, &factors, &a)?;
+        self.multiply_halves(w, &halves, &factors, batch)
+    }
+
+    /// `x` `[batch, cols]` of halves times the matrix, times what `factors` (that and 0) say.
+    pub(super) fn multiply_halves(
+        &self,
+        w: &Stored,
+        x: &Slice<u32>,
+        factors: &Slice<f32>,
+        batch: usize,
+    ) -> Result<Slice<f32>> {
+        let gpu = &self.gpu;
+        let (rows, cols) = (w.kind.rows(), w.kind.cols());
         let y = gpu.uninitialised(batch * rows)?;
         let most_rows = (PANEL / cols / 16 * 16).clamp(16, rows.next_multiple_of(16));
         let Panels { panel, workspace } = self.panels(most_rows * cols)?;
@@ -96,7 +113,7 @@ impl GpuBackend {
             match w.kind {
                 Kind::Rows { weight, args } => {
                     let groups = [cols.div_ceil(128 * weight.chunk() as usize) as u32, some as u32, 1];
-                    let a = PanelArgs { w: args, first: first as u32, factor: weight_factor };
+                    let a = PanelArgs { w: args, first: first as u32, factor: SCALE };
                     PanelRows { weight }.launch(gpu, groups, &w.words, &w.factors, &panel, &a)?;
                 }
                 Kind::Trellis { bits, book, rows, cols } => {
@@ -111,7 +128,7 @@ impl GpuBackend {
                 cols,
                 line: rows,
                 w: panel.binding(Access::Read),
-                x: halves.binding(Access::Read),
+                x: x.binding(Access::Read),
                 factors: factors.binding(Access::Read),
                 y: y.part(first, y.len()).binding(Access::Write),
                 workspace: workspace.binding(Access::Write),

@@ -1,20 +1,32 @@
-//! Latent attention in the latent space.
+//! Latent attention, and the way into the latent space and out of it.
 
 use super::linear::GpuLinear;
 use super::product::FEW_ROWS;
 use super::stored::Kind;
+use super::tiles::Expansion;
 use super::{GpuBackend, GpuBatch, GpuKv, GpuRope, Heads, Tensor};
 use crate::Slice;
 use crate::kernels::{Element, LatentArgs, LatentIn, LatentOut, Turn, WeightType};
-use marlin_backend::{Backend, Error, KvLayout, LinearHandle, Result};
+use marlin_backend::{Backend, Error, KvLayout, LatentForm, LinearHandle, Result};
 use marlin_checkpoint::LatentProjection;
+use std::ops::Range;
 use std::sync::PoisonError;
 
 /// A latent projection `[heads * (nope + value), rank]` as one dense matrix.
 #[derive(Clone)]
 pub(super) struct Projection {
-    element: Element,
-    data: Slice<u8>,
+    pub element: Element,
+    pub data: Slice<u8>,
+}
+
+/// Values of the parts of a head, and heads.
+#[derive(Clone, Copy)]
+struct Sizes {
+    heads: usize,
+    nope: usize,
+    rope: usize,
+    value: usize,
+    rank: usize,
 }
 
 impl GpuBackend {
@@ -76,7 +88,8 @@ impl GpuBackend {
         Ok(projection)
     }
 
-    /// Latent attention in the latent space; the ends of query heads are turned on the way there, with a table.
+    /// Latent attention: in the latent space, or, for many rows, with keys and values of all heads. The ends of query heads are turned on
+    /// the way, with a table.
     #[allow(clippy::too_many_arguments)]
     pub(super) fn latent(
         &self,
@@ -86,6 +99,7 @@ impl GpuBackend {
         layer: usize,
         heads: usize,
         scale: f32,
+        form: LatentForm,
         rope_table: Option<&GpuRope>,
         batch: &GpuBatch,
     ) -> Result<Tensor> {
@@ -110,9 +124,50 @@ impl GpuBackend {
             }
         };
         let nope = head - rope;
-        let Projection { element, data } = self.projection(kv_b, [heads, nope, value, rank])?;
+        let projection = self.projection(kv_b, [heads, nope, value, rank])?;
+        let (rows, q) = (q.rows, self.settled(q)?.data);
+        if rows != batch.layout.rows {
+            return Err(Error::shape("latent_attention", batch.layout.rows, rows));
+        }
+        let y = self.uninitialised(rows, heads * value)?;
+        let sizes = Sizes { heads, nope, rope, value, rank };
+        let some = |rows, y: &Slice<f32>| {
+            self.absorbed(&q, &projection, kv, layer, sizes, scale, rope_table, batch, rows, y)
+        };
+        let of = Heads { heads, share: 1, key: head, value, latent: false };
+        let expansion = Expansion { projection: &projection, nope, rope: rope_table };
+        if form == LatentForm::Absorbed
+            || !self.attend_expanded(&q, kv, layer, of, scale, expansion, batch, &y.data, some)?
+        {
+            some(0..rows, &y.data)?;
+        } else {
+            batch.rest().into_iter().try_for_each(|rows| some(rows, &y.data))?;
+        }
+        Ok(y)
+    }
+
+    /// Latent attention of some rows in the latent space; `q` and `y` have all rows.
+    #[allow(clippy::too_many_arguments)]
+    fn absorbed(
+        &self,
+        q: &Slice<f32>,
+        Projection { element, data }: &Projection,
+        kv: &GpuKv,
+        layer: usize,
+        Sizes { heads, nope, rope, value, rank }: Sizes,
+        scale: f32,
+        rope_table: Option<&GpuRope>,
+        batch: &GpuBatch,
+        which: Range<usize>,
+        y: &Slice<f32>,
+    ) -> Result<()> {
+        let (first, rows, element) = (which.start, which.len(), *element);
+        let head = nope + rope;
+        let q = q.part(first * heads * head, rows * heads * head);
+        let positions = batch.positions().part(first, rows);
         let wide = rank + rope;
-        let latent = self.uninitialised(q.rows, heads * wide)?;
+        let latent = self.uninitialised(batch.layout.rows, heads * wide)?;
+        let into = latent.data.part(first * heads * wide, rows * heads * wide);
         let each = (nope + value) as u32;
         let args = LatentArgs {
             heads: heads as u32,
@@ -124,20 +179,21 @@ impl GpuBackend {
             y_head: wide as u32,
             pairs: (rope / 2) as u32,
         };
-        let groups = [wide.div_ceil(64) as u32, heads as u32, q.rows as u32];
+        let groups = [wide.div_ceil(64) as u32, heads as u32, rows as u32];
         let table = rope_table.map(|r| self.turns(r, batch)).transpose()?;
         let kernel = LatentIn { element, rope: rope_table.map_or(Turn::No, GpuRope::turn) };
-        let q = self.settled(q)?;
         let table = table.as_ref().unwrap_or(&self.none);
-        kernel.launch(&self.gpu, groups, &q.data, &data, &batch.positions(), table, &latent.data, &args)?;
+        kernel.launch(&self.gpu, groups, &q, data, &positions, table, &into, &args)?;
         let of = Heads { heads, share: heads, key: wide, value: rank, latent: true };
-        let found = self.attend(&latent, kv, layer, of, scale, batch)?;
-        let y = self.uninitialised(q.rows, heads * value)?;
+        let found = self.uninitialised(batch.layout.rows, heads * rank)?.data;
+        self.attend_rows(&latent.data, kv, layer, of, scale, batch, which, &found)?;
         let args =
             LatentArgs { first: nope as u32, inner: value as u32, x_head: rank as u32, y_head: value as u32, ..args };
-        let groups = [value.div_ceil(32) as u32, heads as u32, q.rows as u32];
+        let groups = [value.div_ceil(32) as u32, heads as u32, rows as u32];
         let kernel = LatentOut { element, width: if rank.is_multiple_of(8) { 8 } else { 1 } };
-        kernel.launch(&self.gpu, groups, &found.data, &data, &y.data, &args)?;
-        Ok(y)
+        let found = found.part(first * heads * rank, rows * heads * rank);
+        let y = y.part(first * heads * value, rows * heads * value);
+        kernel.launch(&self.gpu, groups, &found, data, &y, &args)?;
+        Ok(())
     }
 }

@@ -15,6 +15,7 @@ mod samples;
 mod stored;
 mod stream;
 mod tensor;
+mod tiles;
 
 pub use attend::GpuKv;
 use attend::Heads;
@@ -45,6 +46,10 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use stored::{Kind, Stored};
 use stream::Scratch;
+use tiles::Compared;
+
+/// Free memory with which long prompts are computed 2,048 tokens at a time.
+const ROOMY: usize = 6 << 30;
 
 /// How a [`GpuBackend`] computes.
 #[derive(Clone, Copy, Debug)]
@@ -106,6 +111,7 @@ pub struct GpuBackend {
     none: Slice<f32>,
     scratch: Mutex<Scratch>,
     panels: Mutex<Option<Panels>>,
+    compared: Mutex<Compared>,
 }
 
 impl GpuBackend {
@@ -123,7 +129,8 @@ impl GpuBackend {
         let none = gpu.upload(&[0.0f32; 4])?;
         let scratch = Mutex::new(Scratch::new(&gpu)?);
         let (plan, fallbacks) = (Mutex::default(), Fallbacks::default());
-        Ok(Self { gpu, options, cpu: OnceLock::new(), plan, fallbacks, none, scratch, panels: Mutex::default() })
+        let (panels, compared) = (Mutex::default(), Mutex::default());
+        Ok(Self { gpu, options, cpu: OnceLock::new(), plan, fallbacks, none, scratch, panels, compared })
     }
 
     /// The device with its memory.
@@ -240,6 +247,12 @@ impl Backend for GpuBackend {
         let memory = self.gpu.memory();
         let allowed = self.options.memory.saturating_sub(memory.active);
         Some(self.gpu.device().free_memory().map_or(allowed, |free| allowed.min(free + memory.cached)))
+    }
+
+    /// The library's products are the faster the more rows they have, and panels are decoded once for all of them.
+    fn prefill_chunk(&self) -> usize {
+        let roomy = self.free_memory().is_some_and(|free| free >= ROOMY);
+        if roomy && !self.options.exact && self.gpu.device().multiplies() { 2048 } else { 512 }
     }
 
     fn begin(&self, step: &Step, kv: &GpuKv, previous: Option<&GpuSamples>) -> Result<GpuBatch> {
@@ -361,10 +374,10 @@ impl Backend for GpuBackend {
         layer: usize,
         heads: usize,
         scale: f32,
-        _: LatentForm,
+        form: LatentForm,
         batch: &GpuBatch,
     ) -> Result<Tensor> {
-        self.latent(q, kv_b, kv, layer, heads, scale, None, batch)
+        self.latent(q, kv_b, kv, layer, heads, scale, form, None, batch)
     }
 
     fn swiglu(&self, gate: Tensor, up: &Tensor) -> Result<Tensor> {
@@ -541,7 +554,8 @@ impl Backend for GpuBackend {
             return blocks::latent_output(self, w, q, h, pass);
         }
         let kv_b = w.kv_b_proj.as_ref();
-        let o = self.latent(q, kv_b, pass.kv, pass.layer, w.heads, w.scale, Some(&w.rope), pass.batch)?;
+        let (kv, form) = (pass.kv, pass.latent_form);
+        let o = self.latent(q, kv_b, kv, pass.layer, w.heads, w.scale, form, Some(&w.rope), pass.batch)?;
         self.add(h, &self.apply(&w.o_proj, &o)?)
     }
 

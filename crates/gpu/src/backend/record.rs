@@ -68,7 +68,7 @@ impl GpuBackend {
             Some(Known::Seen) => {}
         }
         let tables = self.gpu.uninitialised(batch.layout.words()).map_err(marlin_backend::Error::from)?;
-        let own = GpuBatch { layout: batch.layout, tables };
+        let own = GpuBatch { layout: batch.layout, tables, spans: Vec::new() };
         let pass = || forward(&own).and_then(|y| Ok(self.settled(&y).map_err(marlin_backend::Error::from)?));
         let Ok(Some((recording, Ok(logits)))) = self.gpu.record(pass) else {
             all.insert(shape, Known::Never);

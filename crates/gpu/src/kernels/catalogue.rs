@@ -98,6 +98,21 @@ pub fn catalogue() -> Vec<Entry> {
 /// The same of what needs tensor cores.
 pub fn tensor_catalogue() -> Vec<Entry> {
     let mut all = Vec::new();
+    for element in [Element::F32, Element::F16, Element::Bf16, Element::Int8, Element::Fp8] {
+        for width in [1, 8] {
+            all.extend([false, true].map(|latent| ContextHalves { element, width, latent }.entry()));
+            all.push(ExpandedHalves { element, width }.entry());
+        }
+    }
+    for (key, value, rope) in [
+        (64, 64, Turn::No),
+        (128, 128, Turn::No),
+        (192, 128, Turn::Halves),
+        (256, 256, Turn::No),
+        (256, 256, Turn::Neighbours),
+    ] {
+        all.extend(AttentionTiles::of(key, value, rope).map(|k| k.entry()));
+    }
     for parts in [Parts::Bytes, Parts::Halves] {
         all.extend([1, 128].map(|block| PackRows { parts, block }.entry()));
     }

@@ -14,6 +14,7 @@ mod panel;
 mod route;
 mod sample;
 mod stream;
+mod tiles;
 mod weights;
 
 pub use attention::*;
@@ -26,6 +27,7 @@ pub use panel::*;
 pub use route::*;
 pub use sample::*;
 pub use stream::*;
+pub use tiles::*;
 pub use weights::*;
 
 use std::collections::BTreeMap;
@@ -252,7 +254,7 @@ pub(crate) fn structures(file: &str) -> Vec<Structures> {
     each!(GreedyPart GreedyJoin TakeTokens CopyWords SwigluPairs SortPairs ExpertTiles ExpertGemm ExpertTrellisGemm);
     each!(DecodeRows Gemv TrellisGemv Gemm TrellisGemm SimpleLinear SimpleTrellis);
     each!(Largest ToHalves PanelRows PanelTrellis);
-    each!(PackRows TrellisStream PackForCodes GroupedStream);
+    each!(ContextHalves ExpandedHalves AttentionTiles PackRows TrellisStream PackForCodes GroupedStream);
     if file == PackRows::FILE {
         found.push(TrellisStream::structures());
     }

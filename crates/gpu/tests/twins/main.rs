@@ -8,4 +8,5 @@ mod faults;
 mod kernels;
 mod numbers;
 mod step;
+mod tiles;
 mod weights;
