@@ -1,6 +1,6 @@
 //! A device with its pool of buffers and its compiled kernels.
 
-use crate::device::{Binding, Device, Function, Handle, Launch};
+use crate::device::{Binding, Device, Function, Handle, Launch, Matmul};
 use crate::source::{self, Access, Entry};
 use crate::{Error, Result};
 use marlin_checkpoint::Bytes;
@@ -306,6 +306,17 @@ impl Gpu {
         }
     }
 
+    /// The same, before something bound to these is asked for: this thread's recording keeps their memory.
+    fn asked(&self, bindings: &[Binding]) -> Option<RwLockReadGuard<'_, ()>> {
+        let turn = self.turn();
+        if turn.is_none()
+            && let Some(recorder) = lock(&self.recorder).as_mut()
+        {
+            recorder.bound.extend(bindings.iter().map(|b| b.handle));
+        }
+        turn
+    }
+
     /// Refuses, while this thread records, what cannot be replayed.
     fn not_recorded(&self, what: &str) -> Result<Option<RwLockReadGuard<'_, ()>>> {
         let turn = self.turn();
@@ -552,18 +563,25 @@ impl Gpu {
                     .ok_or_else(|| Error::Launch { kernel: name.to_owned(), why: "was not compiled".into() })?
             }
         };
-        let turn = self.turn();
-        if turn.is_none()
-            && let Some(recorder) = lock(&self.recorder).as_mut()
-        {
-            recorder.bound.extend(bindings.iter().map(|b| b.handle));
-        }
+        let _turn = self.asked(bindings);
         self.launches.fetch_add(1, Relaxed);
         let launch = Launch { function, threads, groups, bindings, arguments };
+        self.timed(name, bindings, || self.device.launch(&launch))
+    }
+
+    /// Asks the device's library for a product.
+    pub fn multiply(&self, product: &Matmul) -> Result<()> {
+        let Matmul { w, x, y, factors, workspace, .. } = product;
+        let _turn = self.asked(&[*w, *x, *y, *factors, *workspace]);
+        self.timed("library", &[*w, *x, *y], || self.device.multiply(product))
+    }
+
+    /// Asks for something, and keeps its time if times are kept.
+    fn timed(&self, name: &str, bindings: &[Binding], work: impl FnOnce() -> Result<()>) -> Result<()> {
         let mut timed = lock(&self.timed);
-        let Some(timed) = timed.as_mut() else { return self.device.launch(&launch) };
+        let Some(timed) = timed.as_mut() else { return work() };
         let before = self.device.mark()?;
-        self.device.launch(&launch)?;
+        work()?;
         let marks = [before, self.device.mark()?];
         let bytes = bindings.iter().map(|b| b.bytes as u64).sum();
         timed.push(Timed { kernel: name.to_owned(), marks, bytes });

@@ -119,7 +119,7 @@ fn needs(file: &str) -> &'static [&'static str] {
     match file {
         "gemv.h" => &["weights.h"],
         "gemm.h" | "simple.h" => &["weights.h", "trellis.h"],
-        "panel.h" => &["hadamard.h", "weights.h", "trellis.h"],
+        "panel.h" => &["hadamard.h", "elementwise.h", "weights.h", "trellis.h"],
         "stream.h" => &["hadamard.h"],
         "grouped_stream.h" => &["hadamard.h", "weights.h", "stream.h"],
         "trellis_stream.h" => &["hadamard.h", "trellis.h", "stream.h"],

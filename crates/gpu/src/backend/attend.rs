@@ -218,7 +218,8 @@ impl GpuBackend {
         let pool = self.layer(kv, layer)?;
         let Heads { heads, share, key, value, latent } = of;
         let (first, rows) = (which.start, which.len());
-        let (q, y) = (q.part(first * heads * key, rows * heads * key), y.part(first * heads * value, rows * heads * value));
+        let (q, y) =
+            (q.part(first * heads * key, rows * heads * key), y.part(first * heads * value, rows * heads * value));
         let places = batch.places().part(2 * first, 2 * rows);
         let Slot { stride, scales } = Slot::of(&kv.spec.layout, self.options.kv);
         let kv_heads = heads / share;

@@ -131,9 +131,8 @@ impl GpuBackend {
         }
         let y = self.uninitialised(rows, heads * value)?;
         let sizes = Sizes { heads, nope, rope, value, rank };
-        let some = |rows, y: &Slice<f32>| {
-            self.absorbed(&q, &projection, kv, layer, sizes, scale, rope_table, batch, rows, y)
-        };
+        let some =
+            |rows, y: &Slice<f32>| self.absorbed(&q, &projection, kv, layer, sizes, scale, rope_table, batch, rows, y);
         let of = Heads { heads, share: 1, key: head, value, latent: false };
         let expansion = Expansion { projection: &projection, nope, rope: rope_table };
         if form == LatentForm::Absorbed

@@ -223,12 +223,11 @@ impl GpuBackend {
                     self.count(reason, &linear.name, x.rows, [0, 0]);
                 }
                 let few = decision.rung == Rung::Tensor && x.rows <= FEW_ROWS && self.streams(&stored.kind);
-                let many = decision.rung == Rung::Tensor
-                    && x.rows > FEW_ROWS
-                    && self.multiplies(&stored.kind)
-                    && bias.is_none();
-                let inside =
-                    before.as_ref().filter(|b| (few && b.streams(&stored.kind)) || (many && Self::turns_inputs(b)));
+                if let Some(many) = self.many(linear, x.rows) {
+                    let products = self.products(many, &self.to_halves(many, &x.data, x.rows)?)?;
+                    return Ok(Tensor::of(x.rows, linear.rows, self.finished(&products)?));
+                }
+                let inside = before.as_ref().filter(|b| few && b.streams(&stored.kind));
                 let outside = after.as_ref().filter(|a| few && a.streams(&stored.kind));
                 let input = match before {
                     Some(before) if inside.is_none() => &self.before(before, x)?,
@@ -245,10 +244,7 @@ impl GpuBackend {
                         });
                     }
                 }
-                let y = match inside {
-                    Some(_) => self.multiply(stored, inside, &input.data, x.rows)?,
-                    None => self.product(stored, bias.as_ref(), &input.data, x.rows, decision.rung)?,
-                };
+                let y = self.product(stored, bias.as_ref(), &input.data, x.rows, decision.rung)?;
                 let y = Tensor::of(x.rows, stored.kind.rows(), y);
                 Ok(match after {
                     Some(after) => self.after(after, &y)?,

@@ -34,7 +34,7 @@ use crate::{Device, Gpu, Slice};
 use decide::{Decision, Rung};
 use halves::Panels;
 use linear::OnDevice;
-use marlin_backend::blocks::{self, Attention, LatentAttention, Moe, RouterRule, Scoring};
+use marlin_backend::blocks::{self, Attention, LatentAttention, Mlp, Moe, Norm, RouterRule, Scoring};
 use marlin_backend::fallback::{Fallback, Fallbacks, Reason};
 use marlin_backend::{
     Backend, Error, Expert, KvLayout, KvSpec, LatentForm, LinearHandle, Pass, Result, RopeTable, Sample, SampleRow,
@@ -109,6 +109,8 @@ pub struct GpuBackend {
     fallbacks: Fallbacks,
     /// What kernels are bound to that read nothing there.
     none: Slice<f32>,
+    /// 1 and 0.
+    one: Slice<f32>,
     scratch: Mutex<Scratch>,
     panels: Mutex<Option<Panels>>,
     compared: Mutex<Compared>,
@@ -126,11 +128,11 @@ impl GpuBackend {
     /// The same without looking. Products with weights are compared when they are loaded in any case.
     pub fn new(device: Arc<dyn Device>, options: GpuOptions) -> crate::Result<Self> {
         let gpu = Gpu::new(device, options.memory);
-        let none = gpu.upload(&[0.0f32; 4])?;
+        let (none, one) = (gpu.upload(&[0.0f32; 4])?, gpu.upload(&[1.0f32, 0.0])?);
         let scratch = Mutex::new(Scratch::new(&gpu)?);
         let (plan, fallbacks) = (Mutex::default(), Fallbacks::default());
         let (panels, compared) = (Mutex::default(), Mutex::default());
-        Ok(Self { gpu, options, cpu: OnceLock::new(), plan, fallbacks, none, scratch, panels, compared })
+        Ok(Self { gpu, options, cpu: OnceLock::new(), plan, fallbacks, none, one, scratch, panels, compared })
     }
 
     /// The device with its memory.
@@ -192,6 +194,31 @@ impl GpuBackend {
     fn each(&self, rows: usize, cols: usize) -> crate::Result<(Tensor, [u32; 3])> {
         let y = self.uninitialised(rows, cols)?;
         Ok((y, [(rows * cols).div_ceil(256) as u32, 1, 1]))
+    }
+
+    /// The norm of `h` through linears.
+    fn normed_linears(&self, norm: &Norm<Self>, h: &Tensor, linears: &[&GpuLinear]) -> Result<Vec<Tensor>> {
+        let many: Option<Vec<_>> = linears.iter().map(|l| self.many(l, h.rows)).collect();
+        let found = match &many {
+            Some(many) => self.normed_halves(h, &norm.weight.data, norm.eps, many)?,
+            None => None,
+        };
+        let (Some(many), Some(halves)) = (many, found) else { return self.linears(linears, &norm.apply(self, h)?) };
+        let each = many
+            .into_iter()
+            .zip(halves)
+            .zip(linears)
+            .map(|((w, x), l)| Ok(Tensor::of(h.rows, l.rows, self.finished(&self.products(w, &x)?)?)));
+        each.collect()
+    }
+
+    /// `h` and a linear of `x`.
+    fn added(&self, h: Tensor, linear: &GpuLinear, x: &Tensor) -> Result<Tensor> {
+        let Some(many) = self.many(linear, x.rows).filter(|_| x.cols == linear.cols) else {
+            return self.add(h, &self.apply(linear, x)?);
+        };
+        let x = self.settled(x)?;
+        Ok(self.onto(&h, many, &self.to_halves(many, &x.data, x.rows)?)?)
     }
 
     fn same(op: &'static str, a: &Tensor, b: &Tensor) -> Result<()> {
@@ -391,7 +418,7 @@ impl Backend for GpuBackend {
 
     fn add(&self, a: Tensor, b: &Tensor) -> Result<Tensor> {
         Self::same("add", &a, b)?;
-        Ok(Tensor::sum_of(&self.settled(&a)?, &self.settled(b)?))
+        Ok(self.settled(&a)?.plus(tensor::Second::Values(self.settled(b)?.data)))
     }
 
     fn gated(&self, x: Tensor, gate: &Tensor) -> Result<Tensor> {
@@ -519,8 +546,7 @@ impl Backend for GpuBackend {
         if pass.observer.is_some() || !usual || key != w.head_dim || 2 * w.rope.pairs() > key {
             return blocks::attention_input(self, w, h, pass);
         }
-        let x = w.norm.apply(self, h)?;
-        let found = self.linears(&[&w.q_proj, &w.k_proj, &w.v_proj], &x)?;
+        let found = self.normed_linears(&w.norm, h, &[&w.q_proj, &w.k_proj, &w.v_proj])?;
         let [q, k, v] = &found[..] else { return Err(Error::shape("linears", 3, found.len())) };
         if [q.cols, k.cols, v.cols] != [w.heads * key, kv_heads * key, kv_heads * value] {
             let expected = format!("{} heads and {kv_heads} KV heads of {key}", w.heads);
@@ -538,15 +564,23 @@ impl Backend for GpuBackend {
         if pass.observer.is_some() || w.kv_a_layernorm.weight.len != w.rank || 2 * w.rope.pairs() != w.rope_dim {
             return blocks::latent_input(self, w, h, pass);
         }
-        let x = w.norm.apply(self, h)?;
-        let found = self.linears(&[&w.q_a_proj, &w.kv_a_proj_with_mqa], &x)?;
+        let found = self.normed_linears(&w.norm, h, &[&w.q_a_proj, &w.kv_a_proj_with_mqa])?;
         let [q_a, kv_a] = &found[..] else { return Err(Error::shape("linears", 2, found.len())) };
         if kv_a.cols != w.rank + w.rope_dim {
             return Err(Error::shape("latent_input", w.rank + w.rope_dim, kv_a.cols));
         }
         let norm = (&w.kv_a_layernorm.weight.data, w.kv_a_layernorm.eps);
         self.place_latent(kv_a, norm, &w.rope, pass.kv, pass.layer, pass.batch)?;
-        self.apply(&w.q_b_proj, &w.q_a_layernorm.apply(self, q_a)?)
+        let mut q = self.normed_linears(&w.q_a_layernorm, q_a, &[&w.q_b_proj])?;
+        q.pop().ok_or_else(|| Error::shape("linears", 1, 0))
+    }
+
+    fn attention_output(&self, w: &Attention<Self>, q: &Tensor, h: Tensor, pass: &Pass<Self>) -> Result<Tensor> {
+        if pass.observer.is_some() {
+            return blocks::attention_output(self, w, q, h, pass);
+        }
+        let o = self.attention(q, pass.kv, pass.layer, w.heads, w.scale, pass.batch)?;
+        self.added(h, &w.o_proj, &o)
     }
 
     fn latent_output(&self, w: &LatentAttention<Self>, q: &Tensor, h: Tensor, pass: &Pass<Self>) -> Result<Tensor> {
@@ -556,7 +590,27 @@ impl Backend for GpuBackend {
         let kv_b = w.kv_b_proj.as_ref();
         let (kv, form) = (pass.kv, pass.latent_form);
         let o = self.latent(q, kv_b, kv, pass.layer, w.heads, w.scale, form, Some(&w.rope), pass.batch)?;
-        self.add(h, &self.apply(&w.o_proj, &o)?)
+        self.added(h, &w.o_proj, &o)
+    }
+
+    /// As the default block; what gate and up give goes to the inputs of down without a stop.
+    fn mlp(&self, w: &Mlp<Self>, h: Tensor, pass: &Pass<Self>) -> Result<Tensor> {
+        let all = [&w.gate_proj, &w.up_proj, &w.down_proj].map(|l| self.many(l, h.rows));
+        let ([Some(gate), Some(up), Some(down)], None) = (all, pass.observer) else {
+            return blocks::mlp(self, w, h, pass);
+        };
+        let Some(x) = self.normed_halves(&h, &w.norm.weight.data, w.norm.eps, &[gate, up])? else {
+            return blocks::mlp(self, w, h, pass);
+        };
+        let inner = [self.products(gate, &x[0])?, self.products(up, &x[1])?];
+        drop(x);
+        if let Some(inner) = self.swiglu_halves(&inner[0], &inner[1], down)? {
+            return Ok(self.onto(&h, down, &inner)?);
+        }
+        let [gate, up] = inner.map(|p| self.finished(&p));
+        let of = |y| Tensor::of(h.rows, w.gate_proj.rows, y);
+        let inner = self.swiglu(of(gate?), &of(up?))?;
+        self.added(h, &w.down_proj, &inner)
     }
 
     /// As the default block, with the residual added by the kernel that sums the experts up.
@@ -569,10 +623,12 @@ impl Backend for GpuBackend {
         let h = self.mix(&x, &w.experts, &routing, Some(&h))?;
         let Some(shared) = &w.shared else { return Ok(h) };
         let inner = self.swiglu(self.apply(&shared.gate_proj, &x)?, &self.apply(&shared.up_proj, &x)?)?;
-        let y = self.apply(&shared.down_proj, &inner)?;
         match &shared.gate {
-            None => self.add(h, &y),
-            Some(gate) => self.add(h, &self.gated(y, &self.apply(gate, &x)?)?),
+            None => self.added(h, &shared.down_proj, &inner),
+            Some(gate) => {
+                let y = self.apply(&shared.down_proj, &inner)?;
+                self.add(h, &self.gated(y, &self.apply(gate, &x)?)?)
+            }
         }
     }
 }

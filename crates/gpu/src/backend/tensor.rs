@@ -1,6 +1,7 @@
 //! Activations, and sums of two that are not yet computed.
 
 use super::GpuBackend;
+use super::halves::Products;
 use crate::kernels::{Add, CountArgs, RmsNorm, RmsNormArgs};
 use crate::{Result, Slice};
 use std::sync::{Arc, OnceLock};
@@ -18,8 +19,15 @@ pub struct Tensor {
 
 /// A term that is still to be added, and the sum as soon as it exists.
 pub(super) struct Addend {
-    second: Slice<f32>,
-    sum: OnceLock<Slice<f32>>,
+    pub second: Second,
+    pub sum: OnceLock<Slice<f32>>,
+}
+
+/// The second term of a sum.
+pub(super) enum Second {
+    Values(Slice<f32>),
+    /// Still to be finished.
+    Products(Products),
 }
 
 impl Tensor {
@@ -28,10 +36,10 @@ impl Tensor {
         Self { rows, cols, data, addend: None }
     }
 
-    /// The sum of two tensors of the same shape, once somebody wants it. Neither has an addend.
-    pub(super) fn sum_of(a: &Self, b: &Self) -> Self {
-        let addend = Addend { second: b.data.clone(), sum: OnceLock::new() };
-        Self { rows: a.rows, cols: a.cols, data: a.data.clone(), addend: Some(Arc::new(addend)) }
+    /// The sum of this, which has no addend, and a term of the same shape, once somebody wants it.
+    pub(super) fn plus(self, second: Second) -> Self {
+        let addend = Addend { second, sum: OnceLock::new() };
+        Self { addend: Some(Arc::new(addend)), ..self }
     }
 }
 
@@ -44,11 +52,19 @@ impl GpuBackend {
             None => {
                 let (y, groups) = self.each(x.rows, x.cols)?;
                 let args = CountArgs { count: (x.rows * x.cols) as u32 };
-                Add {}.launch(&self.gpu, groups, &x.data, &addend.second, &y.data, &args)?;
+                Add {}.launch(&self.gpu, groups, &x.data, &self.term(&addend.second)?, &y.data, &args)?;
                 addend.sum.get_or_init(|| y.data).clone()
             }
         };
         Ok(Tensor::of(x.rows, x.cols, sum))
+    }
+
+    /// A term's values.
+    fn term(&self, second: &Second) -> Result<Slice<f32>> {
+        match second {
+            Second::Values(values) => Ok(values.clone()),
+            Second::Products(products) => self.finished(products),
+        }
     }
 
     /// RMS norm of every group of `width` columns; an addend of `x` is added by the same kernel if groups are rows.
@@ -60,7 +76,8 @@ impl GpuBackend {
             Some(addend) if width == x.cols && addend.sum.get().is_none() => {
                 let sum = self.gpu.uninitialised(x.rows * x.cols)?;
                 let kernel = RmsNorm::of(width, true);
-                kernel.launch(&self.gpu, groups, &x.data, &addend.second, weight, &sum, &y.data, &args)?;
+                let second = self.term(&addend.second)?;
+                kernel.launch(&self.gpu, groups, &x.data, &second, weight, &sum, &y.data, &args)?;
                 addend.sum.get_or_init(|| sum);
             }
             _ => {

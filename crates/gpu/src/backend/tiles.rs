@@ -51,7 +51,7 @@ impl GpuBackend {
             self.compared.lock().unwrap_or_else(PoisonError::into_inner).get(&(*k, latent)) == Some(&false)
         };
         let able = !self.options.exact && self.gpu.device().target().has_tensor_cores();
-        kernel.filter(|k| able && share <= AttentionTiles::VECTORS && !wrong(k))
+        kernel.filter(|k| able && share <= k.vectors() && !wrong(k))
     }
 
     /// Attention of the rows of all spans; false if that is not how it is computed here.
@@ -96,7 +96,9 @@ impl GpuBackend {
         let turn = expansion.rope.map_or(Turn::No, GpuRope::turn);
         let kernel = self.tiles(AttentionTiles::of(of.key, of.value, turn), of.share, true);
         let Some(kernel) = kernel.filter(|_| expansion.nope.is_multiple_of(8)) else { return Ok(false) };
-        let Some(stored) = expansion.projection.stored(of.heads * (expansion.nope + of.value)) else { return Ok(false) };
+        let Some(stored) = expansion.projection.stored(of.heads * (expansion.nope + of.value)) else {
+            return Ok(false);
+        };
         if !self.multiplies(&stored.kind) {
             return Ok(false);
         }
@@ -212,8 +214,7 @@ impl GpuBackend {
         let padded = positions.next_multiple_of(STEP);
         let latents = gpu.uninitialised::<u32>(padded * rank / 2)?;
         let args = ContextArgs { kv_heads: 1, key: rank as u32, wide_key: rank as u32, ..c.args };
-        let gather =
-            ContextHalves { element: self.options.kv, width: width(&[args.key, args.stride]), latent: true };
+        let gather = ContextHalves { element: self.options.kv, width: width(&[args.key, args.stride]), latent: true };
         let unused = gpu.uninitialised(1)?;
         gather.launch(gpu, [c.args.positions, 1, 1], pool, &rows, &blocks, &spans, &latents, &unused, &args)?;
         let factors = gpu.upload(&[product_factor(&projection.kind), 0.0])?;
@@ -226,8 +227,10 @@ impl GpuBackend {
         };
         for first in (0..positions).step_by(each) {
             let batch = each.min(padded - first);
-            let x = self.multiply_halves(projection, &latents.part(first * rank / 2, batch * rank / 2), &factors, batch)?;
-            let (args, groups) = (ExpandedArgs { first: first as u32, ..args }, [batch.min(positions - first) as u32, 1, 1]);
+            let x =
+                self.multiply_halves(projection, &latents.part(first * rank / 2, batch * rank / 2), &factors, batch)?;
+            let (args, groups) =
+                (ExpandedArgs { first: first as u32, ..args }, [batch.min(positions - first) as u32, 1, 1]);
             place.launch(gpu, groups, &x, pool, &rows, &blocks, &spans, &c.keys, &c.values, &args)?;
         }
         Ok(c)
@@ -245,7 +248,7 @@ impl GpuBackend {
         context: &Context,
         y: &Slice<f32>,
     ) -> Result<()> {
-        let per = AttentionTiles::VECTORS / of.share;
+        let per = kernel.vectors() / of.share;
         let tiles: usize = batch.spans.iter().map(|s| s.rows.div_ceil(per)).sum();
         let args = TilesArgs {
             kv_heads: context.args.kv_heads,

@@ -79,8 +79,14 @@ pub fn catalogue() -> Vec<Entry> {
         all.push(Gemv { weight, m: 1, r: 4, simds: 4, bias: false, experts: true }.entry());
         all.push(ExpertGemm { weight }.entry());
     }
-    for (block, scale) in [(1, false), (128, true)] {
-        all.extend([Largest { scale }.entry(), ToHalves { block, scale }.entry()]);
+    for block in [1, 128] {
+        for width in [100, 4096, 12288] {
+            all.extend([ToHalves::of(width, block).entry(), SwigluToHalves::of(width, block).entry()]);
+            for (second, outputs) in [(Second::No, 1), (Second::Values, 2), (Second::Products, 3)] {
+                all.push(NormToHalves::of(width, block, second, outputs).entry());
+            }
+        }
+        all.extend([false, true].map(|bias| FinishProducts { block, bias }.entry()));
     }
     for bits in 1..=8 {
         // Bits and codebooks are independent of each other.

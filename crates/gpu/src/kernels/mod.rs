@@ -253,7 +253,7 @@ pub(crate) fn structures(file: &str) -> Vec<Structures> {
     each!(RmsNorm Around Swiglu Add Gated Columns Gather Combine Rope Attention AttentionJoin LatentIn LatentOut PlaceHeads PlaceLatent Route Argmax);
     each!(GreedyPart GreedyJoin TakeTokens CopyWords SwigluPairs SortPairs ExpertTiles ExpertGemm ExpertTrellisGemm);
     each!(DecodeRows Gemv TrellisGemv Gemm TrellisGemm SimpleLinear SimpleTrellis);
-    each!(Largest ToHalves PanelRows PanelTrellis);
+    each!(ToHalves NormToHalves SwigluToHalves FinishProducts PanelRows PanelTrellis);
     each!(ContextHalves ExpandedHalves AttentionTiles PackRows TrellisStream PackForCodes GroupedStream);
     if file == PackRows::FILE {
         found.push(TrellisStream::structures());

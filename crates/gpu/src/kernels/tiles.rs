@@ -127,7 +127,9 @@ kernel! {
 
 impl AttentionTiles {
     /// Vectors of queries of a threadgroup.
-    pub const VECTORS: usize = 64;
+    pub fn vectors(&self) -> usize {
+        16 * self.simds as usize
+    }
 
     /// The kernel for heads of these sizes, if there is one.
     pub fn of(key: usize, value: usize, rope: Turn) -> Option<Self> {
@@ -136,8 +138,8 @@ impl AttentionTiles {
         (key > 0 && value > 0 && most <= 256).then_some(Self {
             key,
             value,
-            tile: if most <= 128 { 64 } else { 32 },
-            simds: Self::VECTORS as u32 / 16,
+            tile: if most <= 128 { std::env::var("TT").map_or(64, |s| s.parse().unwrap_or(64)) } else { 32 },
+            simds: if most <= 128 { std::env::var("TS").map_or(4, |s| s.parse().unwrap_or(4)) } else { 4 },
             rope,
         })
     }

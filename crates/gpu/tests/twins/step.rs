@@ -2,11 +2,12 @@
 
 use crate::device::{OPTIONS, backends, backends_with, close, twins};
 use crate::numbers::Numbers;
-use marlin_backend::blocks::{self, Attention, LatentAttention, Norm};
+use marlin_backend::blocks::{self, Attention, LatentAttention, Mlp, Norm};
 use marlin_backend::{
     Backend, Error, KvLayout, KvSpec, LatentForm, Pass, Reference, RopeTable, SampleRow, SequenceStep, Step, Token,
 };
-use marlin_checkpoint::{DType, LatentProjection};
+use marlin_checkpoint::weight::Codebook;
+use marlin_checkpoint::{DType, InputTransform, LatentProjection, OutputTransform};
 use marlin_cpu::{CpuBackend, CpuOptions, KvType};
 use marlin_gpu::kernels::Element;
 use marlin_gpu::{GpuBackend, GpuOptions, GpuRecordings};
@@ -215,6 +216,71 @@ fn fused_latents_are_stored_in_bytes_as_single_ones_are() {
     for kv in [Element::Int8, Element::Fp8] {
         for b in backends_with(GpuOptions { kv, ..OPTIONS }) {
             close("latents in bytes", &latent(&b, true, true).unwrap(), &latent(&b, true, false).unwrap(), 2e-4);
+        }
+    }
+}
+
+/// A layer of many rows, and the norm after it: attention and MLP of trellises with rotations all around (or of dense weights), whose
+/// products are finished by what comes next.
+fn layer<B: Backend>(b: &B, trellises: bool, bias: bool) -> marlin_backend::Result<Vec<f32>> {
+    let mut n = Numbers(65);
+    let (hidden, inner, heads, dim, rows) = (256, 640, 2, 64, 21);
+    let mut linear = |rows, cols| {
+        if !trellises {
+            return b.linear(n.dense("w", rows, cols, DType::BF16));
+        }
+        // Around what a model has: outputs of about the inputs' size.
+        let mut scale = |len, size: f32| Some(n.many(len).into_iter().map(|v| size * v).collect::<Vec<_>>().into());
+        let input = InputTransform::Hadamard { scale: scale(cols, 1.0), block: 128 };
+        let output = OutputTransform::Hadamard { scale: scale(rows, 0.1), block: 128 };
+        let mut all = n.trellis(rows, cols, 3, Codebook::Mul1).with_transforms(input, output).unwrap();
+        all.bias = bias.then(|| n.many(rows));
+        b.linear(all)
+    };
+    let (q_proj, k_proj, v_proj) =
+        (linear(heads * dim, hidden)?, linear(heads * dim, hidden)?, linear(heads * dim, hidden)?);
+    let o_proj = linear(hidden, heads * dim)?;
+    let (gate_proj, up_proj, down_proj) = (linear(inner, hidden)?, linear(inner, hidden)?, linear(hidden, inner)?);
+    let inv_freq = (0..dim / 2).map(|i| 0.8f32.powi(i as i32)).collect();
+    let attention = Attention {
+        norm: norm(b, &mut n, hidden)?,
+        q_proj,
+        k_proj,
+        v_proj,
+        o_proj,
+        q_norm: Some(norm(b, &mut n, dim)?),
+        k_norm: None,
+        rope: Arc::new(b.rope_table(RopeTable { inv_freq, interleaved: false })?),
+        heads,
+        head_dim: dim,
+        scale: 0.125,
+    };
+    let mlp = Mlp { norm: norm(b, &mut n, hidden)?, gate_proj, up_proj, down_proj };
+    let last = norm(b, &mut n, hidden)?;
+    let kv = b.kv(pool(KvLayout::Heads { heads, key: dim, value: dim }))?;
+    let sequences = vec![SequenceStep { cached: 0, len: rows, blocks: blocks_of(rows) }];
+    let step = Step { tokens: vec![Token::Id(0); rows], sequences, outputs: (0..rows as u32).collect() };
+    let batch = b.begin(&step, &kv, None)?;
+    let pass = Pass { batch: &batch, kv: &kv, layer: 0, latent_form: LatentForm::Auto, observer: None };
+    let h = b.write(rows, hidden, n.many(rows * hidden))?;
+    let q = b.attention_input(&attention, &h, &pass)?;
+    let h = b.attention_output(&attention, &q, h, &pass)?;
+    let h = b.mlp(&mlp, h, &pass)?;
+    // Once more, now on top of products.
+    let q = b.attention_input(&attention, &h, &pass)?;
+    let h = b.attention_output(&attention, &q, h, &pass)?;
+    let h = b.mlp(&mlp, h, &pass)?;
+    let mut out = b.read(&last.apply(b, &h)?)?;
+    out.extend(b.read(&h)?);
+    Ok(out)
+}
+
+#[test]
+fn a_layer_of_many_rows() {
+    for (trellises, bias) in [(false, false), (true, false), (true, true)] {
+        for (options, limit) in PRODUCTS {
+            let limit = if limit == LIMIT { 1e-4 } else { 4e-3 };
+            twins!(options, "a layer", limit, |b| layer(b, trellises, bias));
         }
     }
 }
