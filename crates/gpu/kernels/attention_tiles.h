@@ -112,9 +112,8 @@ FN void query_values(DEVICE const float *in, uint c, DEVICE const uint *position
     if (c < a.key) v[0] = in[c];
     if (c + 1 < a.key) v[1] = in[c + 1];
   }
-  if (ROPE == 0) return;
   UNROLL for (int j = 0; j < 2; j++) {
-    if (c + j < inner || c + j >= a.key) continue;
+    if (ROPE == 0 || c + j < inner || c + j >= a.key) continue;
     const uint i = c + j - inner, pair = ROPE == 2 ? i / 2 : i % a.pairs;
     const bool later = ROPE == 2 ? (i & 1u) != 0 : i >= a.pairs;
     const float own = in[c + j], other = in[inner + (ROPE == 2 ? (i ^ 1u) : later ? i - a.pairs : i + a.pairs)];

@@ -2,12 +2,14 @@
 //! against the reference: sizes that are no multiples of anything, several sequences, every rule of routing.
 
 use super::GpuBackend;
-use marlin_backend::blocks::{Attention, LatentAttention, Norm, RouterRule, Scoring};
+use marlin_backend::blocks::{Attention, LatentAttention, Mlp, Norm, RouterRule, Scoring};
 use marlin_backend::{
     Backend, Error, Expert, KvLayout, KvSpec, LatentForm, Pass, Reference, Result, RopeTable, SampleRow, SequenceStep,
     Step, Token,
 };
-use marlin_checkpoint::{DType, Dense, LatentProjection, Linear, Tensor, TensorInfo, Weight};
+use marlin_checkpoint::{
+    DType, Dense, InputTransform, LatentProjection, Linear, OutputTransform, Tensor, TensorInfo, Weight,
+};
 use std::sync::Arc;
 
 /// Greatest difference, relative to the largest value, that is taken for rounding.
@@ -20,7 +22,12 @@ pub(super) fn primitives(b: &GpuBackend) -> Result<()> {
     for ((name, found), (_, expected)) in found.iter().zip(&expected) {
         let scale = expected.iter().fold(1e-6f32, |m, v| m.max(v.abs()));
         // The reference's KV memory rounds nothing.
-        let limit = LIMIT + if name.ends_with("attention") { 5.0 * b.options.kv.rounding() } else { 0.0 };
+        let limit = match *name {
+            n if n.ends_with("attention") => LIMIT + 5.0 * b.options.kv.rounding(),
+            // Several products one after another, of inputs rounded to halves.
+            "mlp" => 5.0 * LIMIT,
+            _ => LIMIT,
+        };
         // Written so that NaN fails.
         let good = |a: f32, b: f32| (a - b).abs() <= limit * scale;
         let wrong = found.iter().zip(expected).position(|(a, b)| !good(*a, *b));
@@ -125,6 +132,7 @@ fn all<B: Backend>(b: &B) -> Result<Vec<(&'static str, Vec<f32>)>> {
             found.push(("apply_experts", b.read(&b.apply_experts(&x, &experts_held, &routing)?)?));
         }
     }
+    found.push(("mlp", rotated(b, &mut Numbers(2))?));
     // Many rows, which are sorted by their experts; then what blocks fuse, and the token chosen.
     let x = b.write(60, 20, numbers.many(1200))?;
     let rule =
@@ -138,6 +146,33 @@ fn all<B: Backend>(b: &B) -> Result<Vec<(&'static str, Vec<f32>)>> {
     let samples = b.read_samples(&samples)?;
     found.push(("sample", samples.iter().flat_map(|s| [s.token as f32, s.margin, s.logprob]).collect()));
     Ok(found)
+}
+
+/// Two MLPs with rotations around their matrices, of many rows.
+fn rotated<B: Backend>(b: &B, numbers: &mut Numbers) -> Result<Vec<f32>> {
+    let (rows, hidden, inner) = (20, 128, 256);
+    let linear = |rows, cols, n: &mut Numbers| {
+        let mut scale = |len| Some(n.many(len).into());
+        let input = InputTransform::Hadamard { scale: scale(cols), block: 128 };
+        let output = OutputTransform::Hadamard { scale: scale(rows), block: 128 };
+        b.linear(n.dense(rows, cols)?.with_transforms(input, output)?)
+    };
+    let mut h = b.write(rows, hidden, numbers.many(rows * hidden))?;
+    let spec = KvSpec { layers: 1, layout: KvLayout::Latent { rank: 8, rope: 8 }, block_size: 16, blocks: 2 };
+    let kv = b.kv(spec)?;
+    let sequences = vec![SequenceStep { cached: 0, len: rows, blocks: vec![0, 1] }];
+    let batch = b.begin(&Step { tokens: vec![Token::Id(0); rows], sequences, outputs: Vec::new() }, &kv, None)?;
+    let pass = Pass { batch: &batch, kv: &kv, layer: 0, latent_form: LatentForm::Auto, observer: None };
+    for _ in 0..2 {
+        let mlp = Mlp {
+            norm: Norm { weight: b.vector(numbers.many(hidden))?, eps: 1e-5 },
+            gate_proj: linear(inner, hidden, numbers)?,
+            up_proj: linear(inner, hidden, numbers)?,
+            down_proj: linear(hidden, inner, numbers)?,
+        };
+        h = b.mlp(&mlp, h, &pass)?;
+    }
+    b.read(&h)
 }
 
 /// The attention blocks: twenty tokens of a sequence, then one more.

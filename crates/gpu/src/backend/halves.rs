@@ -138,7 +138,7 @@ impl GpuBackend {
     /// Whether and how `batch` rows are multiplied so by a linear; one that has failed its check, or that the library does not take, is not.
     pub(super) fn many<'a>(&self, linear: &'a GpuLinear, batch: usize) -> Option<Many<'a>> {
         let Place::Device(here) = &linear.place else { return None };
-        if batch <= FEW_ROWS || here.decision.rung != Rung::Tensor || here.decision.reason.is_some() {
+        if batch <= FEW_ROWS || here.decision.rung != Rung::Tensor {
             return None;
         }
         let after = here.after.as_ref();

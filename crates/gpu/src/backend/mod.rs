@@ -128,7 +128,8 @@ impl GpuBackend {
     /// The same without looking. Products with weights are compared when they are loaded in any case.
     pub fn new(device: Arc<dyn Device>, options: GpuOptions) -> crate::Result<Self> {
         let gpu = Gpu::new(device, options.memory);
-        let (none, one) = (gpu.upload(&[0.0f32; 4])?, gpu.upload(&[1.0f32, 0.0])?);
+        let fixed = gpu.upload(&[0.0f32, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0])?;
+        let (none, one) = (fixed.part(0, 4), fixed.part(4, 2));
         let scratch = Mutex::new(Scratch::new(&gpu)?);
         let (plan, fallbacks) = (Mutex::default(), Fallbacks::default());
         let (panels, compared) = (Mutex::default(), Mutex::default());

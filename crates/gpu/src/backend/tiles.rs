@@ -159,6 +159,12 @@ impl GpuBackend {
     fn context(&self, kv: &GpuKv, of: Heads, batch: &GpuBatch, kernel: AttentionTiles) -> Result<Context> {
         let Slot { stride, scales } = Slot::of(&kv.spec.layout, self.options.kv);
         let (kv_heads, positions) = (of.heads / of.share, batch.spans.iter().map(|s| s.positions).sum::<usize>());
+        // Not more than half of what is left, for a device may give less than it seems to have.
+        let bytes = 2 * kv_heads * positions * (kernel.key + kernel.value) as usize;
+        let (active, cap) = (self.gpu.memory().active, self.options.memory);
+        if bytes > cap.saturating_sub(active) / 2 {
+            return Err(crate::Error::OutOfMemory { bytes, active, cap });
+        }
         let halves = |wide: u32| self.gpu.uninitialised::<u32>(kv_heads * positions * wide as usize / 2);
         let args = ContextArgs {
             kv_heads: kv_heads as u32,

@@ -138,8 +138,8 @@ impl AttentionTiles {
         (key > 0 && value > 0 && most <= 256).then_some(Self {
             key,
             value,
-            tile: if most <= 128 { std::env::var("TT").map_or(64, |s| s.parse().unwrap_or(64)) } else { 32 },
-            simds: if most <= 128 { std::env::var("TS").map_or(4, |s| s.parse().unwrap_or(4)) } else { 4 },
+            tile: if most <= 128 { 64 } else { 32 },
+            simds: 4,
             rope,
         })
     }

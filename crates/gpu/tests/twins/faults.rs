@@ -3,7 +3,7 @@
 
 use crate::device::{OPTIONS, close};
 use crate::numbers::Numbers;
-use marlin_backend::{Backend, Reference};
+use marlin_backend::{Backend, KvLayout, KvSpec, Reference, SequenceStep, Step, Token};
 use marlin_checkpoint::DType;
 use marlin_checkpoint::weight::Codebook;
 use marlin_gpu::device::{Device, Function, Handle, Info, Launch};
@@ -137,6 +137,39 @@ fn tensor_cores_that_compute_garbage_are_replaced() {
         let y = b.linears(&[&w], &b.write(2, 256, x.clone()).unwrap()).unwrap();
         close("by the kernels that every GPU has", &b.read(&y[0]).unwrap(), &expected, 2e-5);
         assert_eq!(b.fallbacks().snapshot().total, 2, "the slower path was not counted");
+    }
+}
+
+/// Attention on tensor cores that is wrong in its last value, or does not compile, is found out the first time, and replaced.
+#[test]
+fn attention_on_tensor_cores_that_fails_is_replaced() {
+    const TILES: &[&str] = &["attention_tiles"];
+    for (fault, code) in
+        [(Fault::Garbage(TILES), "self_check_failed"), (Fault::Compile(TILES), "kernel_compile_failed")]
+    {
+        let Some(device) = device(fault) else { return };
+        let b = GpuBackend::new(device, OPTIONS).unwrap();
+        let values = Numbers(14).many(20 * 16);
+        let spec =
+            KvSpec { layers: 1, layout: KvLayout::Heads { heads: 1, key: 16, value: 16 }, block_size: 16, blocks: 2 };
+        let sequences = vec![SequenceStep { cached: 0, len: 20, blocks: vec![1, 0] }];
+        let step = Step { tokens: vec![Token::Id(0); 20], sequences, outputs: Vec::new() };
+        macro_rules! run {
+            ($b:expr) => {{
+                let b = $b;
+                let kv = b.kv(spec).unwrap();
+                let batch = b.begin(&step, &kv, None).unwrap();
+                let x = b.write(20, 16, values.clone()).unwrap();
+                b.append(&kv, 0, &x, &x, &batch).unwrap();
+                b.read(&b.attention(&x, &kv, 0, 1, 0.3, &batch).unwrap()).unwrap()
+            }};
+        }
+        let expected = run!(&Reference);
+        for _ in 0..2 {
+            close("by the kernel that rounds nothing", &run!(&b), &expected, 2e-5);
+            let found = b.fallbacks().snapshot();
+            assert_eq!((found.total, found.by_reason.get(code)), (1, Some(&1)));
+        }
     }
 }
 
