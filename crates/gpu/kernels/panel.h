@@ -5,7 +5,7 @@
 // A group has a row; a thread EACH times four consecutive values of it, so that simdgroups have whole blocks of 128.
 
 // The greatest of all threads' values; `part` has SIMDS floats, and may be written again when all threads have come here once more.
-template <int SIMDS> FN float group_greatest(Where at, float v, THREADGROUP float *part) {
+template <int SIMDS> FN float group_greatest(THREAD const Where &at, float v, THREADGROUP float *part) {
   v = simd_greatest(v);
   group_barrier();
   if (at.lane == 0) part[at.simd] = v;
@@ -37,7 +37,7 @@ template <int BLOCK> FN void turn_four(THREAD float *v, uint lane) {
 
 // A row of inputs v, scaled and rotated, to y as halves; `factor` times the power of two that undoes theirs to `to`.
 template <int SIMDS, int EACH, int BLOCK>
-FN void write_halves(Where at, THREAD const float *v, DEVICE const float *scales, bool scaled, uint width, float factor, DEVICE uint *y,
+FN void write_halves(THREAD const Where &at, THREAD const float *v, DEVICE const float *scales, bool scaled, uint width, float factor, DEVICE uint *y,
                      DEVICE float *to, THREADGROUP float *part) {
   float t[EACH * 4], top = 0.0f;
   UNROLL for (int i = 0; i < EACH; i++) {
