@@ -276,7 +276,8 @@ fn rows_of_experts_by_tensor_cores() {
     let (hidden, inner, experts, rows) = (96, 144, 2, 20);
     let rule =
         RouterRule { scoring: Scoring::Sigmoid, top_k: 2, normalise: true, scale: 1.0, groups: 1, top_groups: 1 };
-    let kinds: [(&str, fn(&mut Numbers, usize, usize) -> Linear); 5] = [
+    type Kind = fn(&mut Numbers, usize, usize) -> Linear;
+    let kinds: [(&str, Kind); 5] = [
         ("bf16", |n, rows, cols| n.dense("expert", rows, cols, DType::BF16)),
         ("f32", |n, rows, cols| n.dense("expert", rows, cols, DType::F32)),
         ("e2m1", |n, rows, cols| n.four_bits(rows, cols, ValueMap::E2M1)),
