@@ -20,6 +20,8 @@ pub struct LatencyOptions {
     pub warmup: usize,
     /// Rounds that are.
     pub repeats: usize,
+    /// Whether to look, afterwards, how many experts tokens were sent to; that takes another pass.
+    pub experts: bool,
 }
 
 /// What was measured.
@@ -63,7 +65,7 @@ pub fn latency<B: Backend>(
     options: LatencyOptions,
     progress: &mut dyn FnMut(usize, usize) -> bool,
 ) -> Result<Latency> {
-    let LatencyOptions { prompt, generate, depth, warmup, repeats } = options;
+    let LatencyOptions { prompt, generate, depth, warmup, repeats, experts } = options;
     if repeats == 0 {
         return Err(Error::setting("repeats", "at least 1", repeats));
     }
@@ -103,7 +105,7 @@ pub fn latency<B: Backend>(
     }
     // The last token was an answer only.
     last.pop();
-    let distinct_experts = match routing::sparse(engine.model()) && !last.is_empty() {
+    let distinct_experts = match experts && routing::sparse(engine.model()) && !last.is_empty() {
         true => routing::distinct(engine.backend().as_ref(), engine.model(), &last, depth.max(1))?,
         false => Vec::new(),
     };

@@ -17,7 +17,7 @@ fn a_round_that_is_stopped_leaves_nothing_behind() {
     let options = EngineOptions { prefix_cache: false, ..EngineOptions::default() };
     let mut engine = Engine::new(Arc::new(Reference), Arc::new(model), None, Vec::new(), options).unwrap();
     let mut asked = 0;
-    let options = LatencyOptions { prompt: 0, generate: 1000, depth: 2, warmup: 0, repeats: 1 };
+    let options = LatencyOptions { prompt: 0, generate: 1000, depth: 2, warmup: 0, repeats: 1, experts: true };
     let stopped = latency(&mut engine, options, &mut |_, _| {
         asked += 1;
         asked < 5

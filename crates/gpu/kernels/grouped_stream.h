@@ -95,6 +95,7 @@ FN void grouped_stream(Where at, DEVICE const uint *words, DEVICE const uchar *f
   THREADGROUP uint *own = mem + STREAM_SIMDS * RING * STAGE + (M < 4 ? M : 4) * PART_LINE;  // [BLOCKS][4][16]
   THREADGROUP float *own_info = (THREADGROUP float *)(own + BLOCKS * 64);                   // [BLOCKS][8][2]
   const uint g = at.lane / 4, q = at.lane % 4, deep = round_up(a.s.cols, 128), total = deep * round_up(a.s.rows, 128);
+  const Pairs pairs = {tickets, tickets, round_up(a.s.rows, 128), 1};
   const uint begin = share_begin(at.group.x, a.s.groups, total), end = share_begin(at.group.x + 1, a.s.groups, total);
   if (begin >= end) return;  // the whole group
 
@@ -222,7 +223,7 @@ FN void grouped_stream(Where at, DEVICE const uint *words, DEVICE const uchar *f
       slot = slot + 1 == deep ? 0 : slot + 1;
     }
     const bool whole = column * deep >= begin && (column + 1) * deep <= end;
-    end_column<M, 1, 1, BIAS>(at, sums, column, whole, x, bias, parts, tickets, y, a.s, part);
+    end_column<M, 1, 1, BIAS, false>(at, sums, column, whole, x, bias, parts, tickets, y, a.s, pairs, part);
     sums.clear();
   }
 #undef AHEAD

@@ -48,32 +48,43 @@ FN void pack_block(THREAD const float *v, uint lane, uint row, uint rows, float 
   }
 }
 
-// Inputs 4 lane .. of block k of a row x, scaled and rotated; those beyond the row are 0.
-template <int BLOCK>
-FN void turned_inputs(DEVICE const float *x, DEVICE const float *scale, bool scaled, uint features, uint k, uint lane, THREAD float *v) {
+// Inputs 4 lane .. of block k of a row x; those beyond the row are 0.
+FN float4 inputs_of_block(DEVICE const float *x, uint features, uint k, uint lane) {
   const uint c = k * 128 + 4 * lane;
-  UNROLL for (int i = 0; i < 4; i++) v[i] = 0.0f;
-  if (c + 3 < features && features % 4 == 0) {
-    const float4 in = *(DEVICE const float4 *)(x + c);
-    v[0] = in.x;
-    v[1] = in.y;
-    v[2] = in.z;
-    v[3] = in.w;
+  float4 in;
+  in.x = in.y = in.z = in.w = 0.0f;
+  if (features % 4 == 0) {
+    if (c < features) in = *(DEVICE const float4 *)(x + c);
   } else {
-    UNROLL for (int i = 0; i < 4; i++)
-      if (c + i < features) v[i] = x[c + i];
+    if (c < features) in.x = x[c];
+    if (c + 1 < features) in.y = x[c + 1];
+    if (c + 2 < features) in.z = x[c + 2];
+    if (c + 3 < features) in.w = x[c + 3];
   }
-  if (scaled) {
-    const float4 s = *(DEVICE const float4 *)(scale + c);
-    v[0] *= s.x;
-    v[1] *= s.y;
-    v[2] *= s.z;
-    v[3] *= s.w;
-  }
+  return in;
+}
+FN float4 ones() {
+  float4 v;
+  v.x = v.y = v.z = v.w = 1.0f;
+  return v;
+}
+// Scales them and rotates them.
+template <int BLOCK>
+FN void turn_inputs(float4 in, float4 s, uint lane, THREAD float *v) {
+  v[0] = in.x * s.x;
+  v[1] = in.y * s.y;
+  v[2] = in.z * s.z;
+  v[3] = in.w * s.w;
   if (BLOCK == 128) {
     rotate<128, 4>(v, lane);
     UNROLL for (int i = 0; i < 4; i++) v[i] *= 0.08838834764831845f;
   }
+}
+template <int BLOCK>
+FN void turned_inputs(DEVICE const float *x, DEVICE const float *scale, bool scaled, uint features, uint k, uint lane, THREAD float *v) {
+  const float4 in = inputs_of_block(x, features, k, lane);
+  const float4 s = scaled ? *(DEVICE const float4 *)(scale + k * 128 + 4 * lane) : ones();
+  turn_inputs<BLOCK>(in, s, lane, v);
 }
 
 // Rows of x for kernels that take several. Grid [inputs / 512, rows].
@@ -128,13 +139,19 @@ FN void sum_part(THREADGROUP const float *part, uint row, uint rows, uint lane, 
   }
 }
 
-// The end of a group's part of a column: blocks `begin` to `end` (numbers of the matrix) of it. acc(part, j) writes the simdgroup's
-// sums of rows 4 j .. 4 j + 3.
-template <int M, int SHARED, int BLOCK, bool BIAS, class Sums>
+// Which matrices are shared: one, or those that pairs of row and expert have, one after another. Number index[pair] is place
+// places[index[pair]] of the stack, or none of it.
+struct Pairs {
+  DEVICE const uint *index, *places;
+  uint wide, count;  // blocks of a matrix's outputs, pairs
+};
+
+// The end of a group's part of a column (counted through all pairs). sums.write(part, j) writes the simdgroup's sums of rows 4 j .. 4 j + 3.
+template <int M, int SHARED, int BLOCK, bool BIAS, bool EXPERTS, class Sums>
 FN void end_column(Where at, THREAD const Sums &sums, uint column, bool whole, DEVICE const float *scale, DEVICE const float *bias, DEVICE float *parts,
-                   DEVICE uint *tickets, DEVICE float *y, CONSTANT StreamArgs &a, THREADGROUP float *part) {
+                   DEVICE uint *tickets, DEVICE float *y, CONSTANT StreamArgs &a, THREAD const Pairs &pairs, THREADGROUP float *part) {
   enum { ROWS = M < 4 ? M : 4, STEPS = (M + 3) / 4 };
-  const uint deep = round_up(a.cols, 128), total = deep * round_up(a.rows, 128), group = at.group.x;
+  const uint deep = round_up(a.cols, 128), total = deep * pairs.wide * pairs.count, group = at.group.x;
   const uint first = share_owner(column * deep, a.groups, total), last = share_owner(column * deep + deep - 1, a.groups, total);
   const uint slot = 2 * group + (group == first && share_begin(group, a.groups, total) < column * deep ? 1 : 0);
   UNROLL for (int j = 0; j < STEPS; j++) {
@@ -170,6 +187,12 @@ FN void end_column(Where at, THREAD const Sums &sums, uint column, bool whole, D
         }
       }
     }
-    finish_outputs<BLOCK, BIAS>(v, scale, bias, y, a, row, column, at.lane);
+    if (EXPERTS) {
+      const uint pair = column / pairs.wide, expert = pairs.index[pair];
+      if (pairs.places[expert] == ~0u) continue;
+      finish_outputs<BLOCK, BIAS>(v, scale + expert * a.rows, bias, y + pair * a.outputs, a, row, column % pairs.wide, at.lane);
+    } else {
+      finish_outputs<BLOCK, BIAS>(v, scale, bias, y, a, row, column, at.lane);
+    }
   }
 }

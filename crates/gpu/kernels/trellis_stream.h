@@ -23,7 +23,7 @@ template <int K> FN uint stream_state(THREAD const uint *w, int c, CONSTANT Stre
   const int end = (c + 1) * K, h = (end - 1) / 16, shift = 16 * h + 16 - end, up = (8 - shift % 8) % 8;
   const uint view = (h & 1) != 0 ? w[h / 2 + 1] : pick_bytes(w[h / 2 + 1], w[h / 2], 0x5432u);
   const uint first = shift / 8 + (up != 0 ? 1 : 0);
-  const uint moved = up == 0 ? view : K % 2 == 1 && c % 4 == 3 ? view << up : view * a.powers[up];
+  const uint moved = up == 0 ? view : K % 2 == 1 && c % 2 == 1 ? view << up : view * a.powers[up];
   return pick_bytes(moved, 0u, first == 0 ? 0x4410u : first == 1 ? 0x4421u : 0x4432u);
 }
 
@@ -107,18 +107,22 @@ FN void trellis_tile(THREAD const uint *w, THREAD const TrellisInputs<PARTS, STE
   }
 }
 
-template <int K, int CODEBOOK, int PARTS, int M, int RING, int BLOCKS, int IN, int OUT, bool BIAS>
-FN void trellis_stream(Where at, DEVICE const uint *words, DEVICE const float *x, DEVICE const float *scale_in, DEVICE const uint *packed,
-                       DEVICE const float *packed_info, DEVICE const float *scale_out, DEVICE const float *bias, DEVICE float *parts,
-                       DEVICE uint *tickets, DEVICE float *y, CONSTANT StreamArgs &a, THREADGROUP uint *mem) {
-  enum { STEPS = (M + 3) / 4, LINE = 16 * K + RING_PAD, PIECE = 4 * LINE, COPIES = (K + 1) / 2, WIDTH = PARTS == BYTES ? 4 : 8 };
+// EXPERTS: each pair of row and expert has a matrix of the stack, whose words are stack_words; pair p takes row p / share of x, or,
+// GATED, row 2 p (a gate) and row 2 p + 1 (what it is for). A group has BLOCKS blocks at most.
+template <int K, int CODEBOOK, int PARTS, int M, int RING, int BLOCKS, int IN, int OUT, bool BIAS, bool EXPERTS, bool GATED>
+FN void stream_trellises(Where at, DEVICE const uint *words, DEVICE const float *x, DEVICE const float *scale_in, DEVICE const uint *packed,
+                         DEVICE const float *packed_info, DEVICE const float *scale_out, DEVICE const float *bias, DEVICE float *parts,
+                         DEVICE uint *tickets, DEVICE float *y, CONSTANT StreamArgs &a, THREAD const Pairs &pairs, uint share, uint stack_words,
+                         THREADGROUP uint *mem) {
+  enum { STEPS = (M + 3) / 4, LINE = 16 * K + RING_PAD, PIECE = 4 * LINE, COPIES = (K + 1) / 2, WIDTH = PARTS == BYTES ? 4 : 8, TOGETHER = EXPERTS ? 2 : 4 };
   THREADGROUP uint *ring = mem + at.simd * (RING * PIECE);
   THREADGROUP float *part = (THREADGROUP float *)(mem + STREAM_SIMDS * RING * PIECE);
   THREADGROUP uint *own = mem + STREAM_SIMDS * RING * PIECE + Part<M>::SIZE;                                                   // [BLOCKS][2][4][2][WIDTH]
   THREADGROUP float *own_info = (THREADGROUP float *)(own + BLOCKS * 16 * WIDTH);     // [BLOCKS][2][2]
-  const uint g = at.lane / 4, q = at.lane % 4, across = a.rows / 16, deep = a.cols / 128, total = deep * (a.rows / 128);
+  const uint g = at.lane / 4, q = at.lane % 4, across = a.rows / 16, deep = a.cols / 128, total = deep * pairs.wide * pairs.count;
   const uint begin = share_begin(at.group.x, a.groups, total), end = share_begin(at.group.x + 1, a.groups, total);
   if (begin >= end) return;  // the whole group
+  if (EXPERTS) wait_for_others();  // which experts there are
 
   // Pieces in the order of their use: half blocks 2 begin + simd / 2, + 4, ...; two pieces each.
   const uint first = 2 * begin + at.simd / 2, stop = 2 * end;
@@ -133,14 +137,24 @@ FN void trellis_stream(Where at, DEVICE const uint *words, DEVICE const float *x
   const uint place = copy_place(ring);
   uint ahead_half = first % (2 * deep), ahead = 0, ahead_place = place;
   // Words from the beginning; a matrix has fewer than 2^32 of them.
-  uint ahead_word = ahead_half * 4 * tile_line + (first / (2 * deep) * 8 + at.simd % 2 * 4) * 8 * K;
+  uint ahead_column = first / (2 * deep), ahead_pair = 0;
+  bool ahead_there = true;
+  DEVICE const uint *ahead_matrix = words;
+  if (EXPERTS) {
+    ahead_pair = ahead_column / pairs.wide;
+    ahead_column %= pairs.wide;
+    const uint matrix = ahead_pair < pairs.count ? pairs.places[pairs.index[ahead_pair]] : ~0u;
+    ahead_there = matrix != ~0u;
+    ahead_matrix = words + (ahead_there ? matrix : 0) * stack_words;
+  }
+  uint ahead_word = ahead_half * 4 * tile_line + (ahead_column * 8 + at.simd % 2 * 4) * 8 * K;
   // The next half block of a simdgroup is four further down, or in the next column.
 #define AHEAD(SECOND)                                                                                        \
   {                                                                                                          \
-    const bool there = ahead < count;                                                                        \
+    const bool there = ahead < count && ahead_there;                                                         \
     UNROLL for (int i = 0; i < COPIES; i++)                                                                  \
       if (K % 2 == 0 || i + 1 < COPIES || at.lane < 16)                                                      \
-        copy_16(ahead_place + to[i], words + (ahead_word + from[i]), there);                                 \
+        copy_16(ahead_place + to[i], ahead_matrix + (ahead_word + from[i]), there);                          \
     copies_end();                                                                                            \
     if (SECOND) {                                                                                            \
       ahead_half += 4;                                                                                       \
@@ -148,6 +162,17 @@ FN void trellis_stream(Where at, DEVICE const uint *words, DEVICE const float *x
       ahead_half -= next ? 2 * deep : 0;                                                                     \
       ahead_word += 16 * tile_line - 16 * K;                                                                 \
       ahead_word -= next ? 8 * deep * tile_line - 64 * K : 0;                                                \
+      if (EXPERTS && next) {                                                                                 \
+        ahead_column++;                                                                                      \
+        if (ahead_column == pairs.wide) {                                                                    \
+          ahead_word -= pairs.wide * 64 * K;                                                                 \
+          ahead_column = 0;                                                                                  \
+          ahead_pair++;                                                                                      \
+          const uint matrix = ahead_pair < pairs.count ? pairs.places[pairs.index[ahead_pair]] : ~0u;        \
+          ahead_there = matrix != ~0u;                                                                       \
+          ahead_matrix = words + (ahead_there ? matrix : 0) * stack_words;                                   \
+        }                                                                                                    \
+      }                                                                                                      \
     } else {                                                                                                 \
       ahead_word += 16 * K;                                                                                  \
     }                                                                                                        \
@@ -156,15 +181,38 @@ FN void trellis_stream(Where at, DEVICE const uint *words, DEVICE const float *x
     ahead_place = ahead_place == place + 4 * RING * PIECE ? place : ahead_place;                             \
   }
   UNROLL for (int i = 0; i + 1 < RING; i++) AHEAD(i % 2 == 1)
-  wait_for_others();  // weights are nobody's to write
+  if (!EXPERTS) wait_for_others();  // weights are nobody's to write
   others_may_begin();
 
   if (M == 1) {
-    const uint blocks = end - begin < deep ? end - begin : deep;
-    for (uint b = at.simd; b < blocks; b += STREAM_SIMDS) {
-      float v[4];
-      turned_inputs<IN>(x, scale_in, a.scaled_in != 0, a.features, (begin + b) % deep, at.lane, v);
-      pack_block<PARTS>(v, at.lane, 0, 1, a.factor, a.offset, own + b * 16 * WIDTH, own_info + b * 4);
+    const uint blocks = EXPERTS || end - begin < deep ? end - begin : deep;
+    // Several at a time, so that they are asked for together.
+    for (uint b = at.simd; b < blocks; b += TOGETHER * STREAM_SIMDS) {
+      float4 ins[TOGETHER], scales[TOGETHER];
+      UNROLL for (int i = 0; i < TOGETHER; i++) {
+        const uint k = (begin + b + i * STREAM_SIMDS) % deep;
+        const bool there = b + i * STREAM_SIMDS < blocks;
+        const uint pair = EXPERTS && there ? (begin + b + i * STREAM_SIMDS) / (deep * pairs.wide) : 0;
+        const uint expert = EXPERTS ? pairs.index[pair] : 0, row = GATED ? 2 * pair : EXPERTS ? pair / share : 0;
+        ins[i] = inputs_of_block(x + row * a.features, there ? a.features : 0, k, at.lane);
+        if (GATED) {
+          const float4 up = inputs_of_block(x + (row + 1) * a.features, there ? a.features : 0, k, at.lane);
+          ins[i].x = silu(ins[i].x) * up.x;
+          ins[i].y = silu(ins[i].y) * up.y;
+          ins[i].z = silu(ins[i].z) * up.z;
+          ins[i].w = silu(ins[i].w) * up.w;
+        }
+        scales[i] = ones();
+        if (a.scaled_in != 0 && there) scales[i] = *(DEVICE const float4 *)(scale_in + expert * a.cols + k * 128 + 4 * at.lane);
+      }
+      UNROLL for (int i = 0; i < TOGETHER; i++) {
+        const uint own_block = b + i * STREAM_SIMDS;
+        if (own_block < blocks) {  // the whole simdgroup
+          float v[4];
+          turn_inputs<IN>(ins[i], scales[i], at.lane, v);
+          pack_block<PARTS>(v, at.lane, 0, 1, a.factor, a.offset, own + own_block * 16 * WIDTH, own_info + own_block * 4);
+        }
+      }
     }
     group_barrier();
   }
@@ -176,7 +224,7 @@ FN void trellis_stream(Where at, DEVICE const uint *words, DEVICE const float *x
   for (uint column = begin / deep; column * deep < end; column++) {
     const uint column_end = (column + 1) * deep < end ? (column + 1) * deep : end;
     for (; half < 2 * column_end; half += 4) {
-      own_half -= own_half >= 2 * deep ? 2 * deep : 0;
+      if (!EXPERTS) own_half -= own_half >= 2 * deep ? 2 * deep : 0;
       const uint in_half = half - 2 * column * deep;
       TrellisInputs<PARTS, STEPS> in;
       float scale[STEPS];
@@ -224,8 +272,27 @@ FN void trellis_stream(Where at, DEVICE const uint *words, DEVICE const float *x
       own_half += 4;
     }
     const bool whole = column * deep >= begin && (column + 1) * deep <= end;
-    end_column<M, 4, OUT, BIAS>(at, sums, column, whole, scale_out, bias, parts, tickets, y, a, part);
+    end_column<M, 4, OUT, BIAS, EXPERTS>(at, sums, column, whole, scale_out, bias, parts, tickets, y, a, pairs, part);
     sums.clear();
   }
 #undef AHEAD
+}
+
+template <int K, int CODEBOOK, int PARTS, int M, int RING, int BLOCKS, int IN, int OUT, bool BIAS>
+FN void trellis_stream(Where at, DEVICE const uint *words, DEVICE const float *x, DEVICE const float *scale_in, DEVICE const uint *packed,
+                       DEVICE const float *packed_info, DEVICE const float *scale_out, DEVICE const float *bias, DEVICE float *parts,
+                       DEVICE uint *tickets, DEVICE float *y, CONSTANT StreamArgs &a, THREADGROUP uint *mem) {
+  const Pairs pairs = {tickets, tickets, a.rows / 128, 1};
+  stream_trellises<K, CODEBOOK, PARTS, M, RING, BLOCKS, IN, OUT, BIAS, false, false>(at, words, x, scale_in, packed, packed_info, scale_out, bias, parts, tickets, y,
+                                                                                     a, pairs, 1, 0, mem);
+}
+
+// One matrix for each pair of a row and an expert. Row p of y is that of pair p.
+template <int K, int CODEBOOK, int PARTS, int RING, int BLOCKS, int IN, int OUT, bool GATED>
+FN void trellis_experts(Where at, DEVICE const uint *words, DEVICE const float *x, DEVICE const float *scale_in, DEVICE const float *scale_out,
+                        DEVICE const uint *index, DEVICE const uint *places, DEVICE float *parts, DEVICE uint *tickets, DEVICE float *y,
+                        CONSTANT ExpertStreamArgs &a, THREADGROUP uint *mem) {
+  const Pairs pairs = {index, places, a.s.rows / 128, a.pairs};
+  stream_trellises<K, CODEBOOK, PARTS, 1, RING, BLOCKS, IN, OUT, false, true, GATED>(at, words, x, scale_in, index, scale_in, scale_out, scale_in, parts, tickets, y,
+                                                                                    a.s, pairs, a.share, a.stack_words, mem);
 }

@@ -109,10 +109,11 @@ const FILES: &[(&str, &str)] = &[
     ("stream.h", include_str!("../kernels/stream.h")),
     ("trellis_stream.h", include_str!("../kernels/trellis_stream.h")),
     ("grouped_stream.h", include_str!("../kernels/grouped_stream.h")),
+    ("expert_mma.h", include_str!("../kernels/expert_mma.h")),
 ];
 
 /// Files whose kernels need tensor cores: not for Metal.
-const TENSOR: &[&str] = &["attention_tiles.h", "stream.h", "trellis_stream.h", "grouped_stream.h"];
+const TENSOR: &[&str] = &["attention_tiles.h", "stream.h", "trellis_stream.h", "grouped_stream.h", "expert_mma.h"];
 
 /// What a file uses besides the preludes.
 fn needs(file: &str) -> &'static [&'static str] {
@@ -122,7 +123,8 @@ fn needs(file: &str) -> &'static [&'static str] {
         "panel.h" => &["hadamard.h", "elementwise.h", "weights.h", "trellis.h"],
         "stream.h" => &["hadamard.h"],
         "grouped_stream.h" => &["hadamard.h", "weights.h", "stream.h"],
-        "trellis_stream.h" => &["hadamard.h", "trellis.h", "stream.h"],
+        "trellis_stream.h" => &["hadamard.h", "elementwise.h", "trellis.h", "stream.h"],
+        "expert_mma.h" => &["hadamard.h", "elementwise.h", "weights.h", "trellis.h", "stream.h", "trellis_stream.h"],
         "experts.h" => &["weights.h", "trellis.h", "gemm.h"],
         _ => &[],
     }

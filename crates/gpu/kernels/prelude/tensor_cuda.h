@@ -90,12 +90,11 @@ FN float exp2_f32(float v) {
 FN bool last_to_come(DEVICE uint *counter, uint count, uint lane) {
   uint before = 0;
   __syncwarp();
-  if (lane == 0) {
-    __threadfence();
-    before = atomicInc(counter, count - 1);
-    __threadfence();
-  }
-  return __shfl_sync(~0u, before, 0) == count - 1;
+  // Releases what the simdgroup wrote and acquires what the others did.
+  if (lane == 0) asm volatile("atom.acq_rel.gpu.global.inc.u32 %0, [%1], %2;" : "=r"(before) : "l"(counter), "r"(count - 1) : "memory");
+  before = __shfl_sync(~0u, before, 0);
+  __syncwarp();
+  return before == count - 1;
 }
 // What another group wrote.
 FN float4 from_others(DEVICE const float *p) {

@@ -179,7 +179,7 @@ impl GpuBackend {
 
 impl Samples {
     /// Whether `y`, rows of `n` outputs, are the products with rows of `x`.
-    fn agree(&self, x: &[f32], y: &[f32], n: usize) -> bool {
+    pub(super) fn agree(&self, x: &[f32], y: &[f32], n: usize) -> bool {
         self.rows.iter().zip(&self.values).all(|(row, values)| {
             x.chunks_exact(values.len()).enumerate().all(|(m, x)| {
                 let products = || x.iter().zip(values).map(|(x, w)| f64::from(*x) * f64::from(*w));
@@ -192,7 +192,7 @@ impl Samples {
 }
 
 /// Numbers of both signs and several sizes from a linear congruence.
-fn numbers(n: usize) -> Vec<f32> {
+pub(super) fn numbers(n: usize) -> Vec<f32> {
     let mut state = 12345u32;
     let mut next = || {
         state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
@@ -202,7 +202,7 @@ fn numbers(n: usize) -> Vec<f32> {
 }
 
 /// The natural-order Hadamard matrix of `block` over its square root, on every `block` values.
-fn rotate(v: &mut [f32], block: usize) {
+pub(super) fn rotate(v: &mut [f32], block: usize) {
     for v in v.chunks_exact_mut(block) {
         let mut stride = 1;
         while stride < block {

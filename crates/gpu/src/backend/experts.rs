@@ -13,23 +13,27 @@ use marlin_checkpoint::{Bytes, Linear};
 use std::sync::Mutex;
 
 /// Experts whose matrices are alike, one after another in memory.
-struct Stack {
-    kind: Kind,
-    words: Slice<u32>,
-    factors: Slice<u8>,
-    stack_words: u32,
-    stack_factors: u32,
+pub(super) struct Stack {
+    pub kind: Kind,
+    pub words: Slice<u32>,
+    pub factors: Slice<u8>,
+    pub stack_words: u32,
+    pub stack_factors: u32,
     /// For each expert of the layer its number in this stack, or all ones.
-    places: Slice<u32>,
+    pub places: Slice<u32>,
 }
 
 /// One projection of all experts.
-struct Projection {
-    stacks: Vec<Stack>,
+pub(super) struct Projection {
+    pub stacks: Vec<Stack>,
     /// Scales around the matrices, expert after expert.
-    before: Option<Before>,
-    after: Option<After>,
-    rows: usize,
+    pub before: Option<Before>,
+    pub after: Option<After>,
+    pub rows: usize,
+    /// Whether tensor cores compute it.
+    pub tensor: bool,
+    /// Why they do not though they could.
+    pub slower: Option<Reason>,
 }
 
 /// The experts of one layer.
@@ -40,24 +44,26 @@ pub struct GpuExperts {
 }
 
 /// Pairs of a row and a matrix in the order of their matrices.
-struct Sorted {
-    order: Slice<u32>,
-    tiles: Slice<u32>,
+pub(super) struct Sorted {
+    pub order: Slice<u32>,
+    pub tiles: Slice<u32>,
     /// Tiles there is room for.
-    most: usize,
+    pub most: usize,
 }
 
 /// Pairs of which each has a matrix.
-struct Pairs<'a> {
-    index: &'a Slice<u32>,
-    count: usize,
+pub(super) struct Pairs<'a> {
+    pub index: &'a Slice<u32>,
+    pub count: usize,
     /// So many of them come from one row of x.
-    share: usize,
-    sorted: Option<Sorted>,
+    pub share: usize,
+    /// Whether a pair's input is the SiLU of row 2 p of x, a gate, times the next row.
+    pub gated: bool,
+    pub sorted: Option<Sorted>,
 }
 
 /// With so many pairs for each matrix, on average, tiles are faster than one product after another.
-const WORTH_SORTING: usize = 4;
+pub(super) const WORTH_SORTING: usize = 4;
 
 impl GpuExperts {
     pub(super) fn linears(&self, index: usize) -> [&GpuLinear; 3] {
@@ -90,6 +96,10 @@ fn project(b: &GpuBackend, linears: &[Linear]) -> Result<Option<(Projection, Vec
     if !around.iter().all(alike) {
         return Ok(None);
     }
+    let block = |b: Option<u32>| b.unwrap_or(1);
+    let rotations =
+        [block(around[0].before.as_ref().map(|b| b.block)), block(around[0].after.as_ref().map(|a| a.block))];
+    let (mut tensor, mut slower) = (!b.options.exact, None);
     let mut kinds: Vec<(Kind, Vec<usize>)> = Vec::new();
     let mut packed: Vec<Packed> = Vec::new();
     for (i, l) in linears.iter().enumerate() {
@@ -100,6 +110,12 @@ fn project(b: &GpuBackend, linears: &[Linear]) -> Result<Option<(Projection, Vec
             let stored = found.upload(gpu)?;
             if b.decide(&l.name, &stored, &samples, Rung::Fast, [1, 1])?.rung != Rung::Fast {
                 return Ok(None);
+            }
+            if tensor {
+                match b.trusts_experts(&l.name, &stored, &samples, rotations, linears.len())? {
+                    Ok(able) => tensor = able,
+                    Err(reason) => (tensor, slower) = (false, Some(reason)),
+                }
             }
             kinds.push((found.kind, Vec::new()));
         }
@@ -157,7 +173,7 @@ fn project(b: &GpuBackend, linears: &[Linear]) -> Result<Option<(Projection, Vec
             Some(After { scale, block: *block, features: outputs, width: rows, bias: None })
         }
     };
-    let projection = Projection { stacks, before, after, rows: outputs };
+    let projection = Projection { stacks, before, after, rows: outputs, tensor, slower };
     Ok(Some((projection, stored.into_iter().flatten().collect())))
 }
 
@@ -217,7 +233,7 @@ impl GpuBackend {
     }
 
     /// Pairs sorted by their matrix, if there are enough of them.
-    fn sorted(&self, index: &Slice<u32>, pairs: usize, matrices: usize) -> crate::Result<Option<Sorted>> {
+    pub(super) fn sorted(&self, index: &Slice<u32>, pairs: usize, matrices: usize) -> crate::Result<Option<Sorted>> {
         if pairs < WORTH_SORTING * matrices {
             return Ok(None);
         }
@@ -233,8 +249,22 @@ impl GpuBackend {
 
     /// One projection of all pairs.
     fn project(&self, p: &Projection, x: &Slice<f32>, of: &Pairs) -> crate::Result<Slice<f32>> {
+        if let Some(y) = self.project_by_tensor_cores(p, x, of)? {
+            return Ok(y);
+        }
         let gpu = &self.gpu;
         let Pairs { index, count: pairs, share, .. } = *of;
+        let width = p.stacks.first().map_or(0, |s| s.kind.cols());
+        let x = &match of.gated {
+            false => x.clone(),
+            true => {
+                let features = p.before.as_ref().map_or(width, |b| b.features);
+                let inner = gpu.uninitialised(pairs * features)?;
+                let args = RowsArgs { rows: pairs as u32, cols: features as u32 };
+                SwigluPairs {}.launch(gpu, [(args.rows * args.cols).div_ceil(256), 1, 1], x, &inner, &args)?;
+                inner
+            }
+        };
         let (none, no_index): (_, Slice<u32>) = (&self.none, self.none.cast());
         let (input, share) = match &p.before {
             None => (x.clone(), share),
@@ -358,21 +388,25 @@ impl GpuBackend {
             let expected = format!("[{}, {}]", x.rows, down.rows);
             return Err(Error::shape("moe", expected, format!("[{}, {}]", base.rows, base.cols)));
         }
+        for p in [gate_up, down] {
+            if let Some(reason) = p.slower {
+                let name = experts.each.first().map_or("", |[gate, ..]| gate.name());
+                self.count(reason, name, x.rows, [routing.slots, experts.each.len()]);
+            }
+        }
         let gpu = &self.gpu;
         let (pairs, matrices) = (routing.rows * routing.slots, experts.each.len());
         let both = Pairs {
             index: &routing.both,
             count: 2 * pairs,
             share: 2 * routing.slots,
+            gated: false,
             sorted: self.sorted(&routing.both, 2 * pairs, 2 * matrices)?,
         };
         let gates_ups = self.project(gate_up, &x.data, &both)?;
-        let inner: Slice<f32> = gpu.uninitialised(pairs * gate_up.rows)?;
-        let args = RowsArgs { rows: pairs as u32, cols: gate_up.rows as u32 };
-        SwigluPairs {}.launch(gpu, [(args.rows * args.cols).div_ceil(256), 1, 1], &gates_ups, &inner, &args)?;
         let sorted = self.sorted(&routing.experts, pairs, matrices)?;
-        let single = Pairs { index: &routing.experts, count: pairs, share: 1, sorted };
-        let downs = self.project(down, &inner, &single)?;
+        let single = Pairs { index: &routing.experts, count: pairs, share: 1, gated: true, sorted };
+        let downs = self.project(down, &gates_ups, &single)?;
         let out = self.uninitialised(x.rows, down.rows)?;
         let args = CombineArgs { rows: x.rows as u32, cols: down.rows as u32, slots: routing.slots as u32 };
         let groups = [(args.rows * args.cols).div_ceil(256), 1, 1];

@@ -5,6 +5,7 @@ mod attend;
 mod batch;
 mod check;
 mod decide;
+mod expert_tensor;
 mod experts;
 mod halves;
 mod latent;

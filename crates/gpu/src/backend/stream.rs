@@ -24,7 +24,7 @@ impl Scratch {
     }
 
     /// Has room for so many of both.
-    fn grow(&mut self, gpu: &Gpu, sums: usize, tickets: usize) -> Result<()> {
+    pub fn grow(&mut self, gpu: &Gpu, sums: usize, tickets: usize) -> Result<()> {
         if self.sums.len() < sums || self.tickets.len() < tickets {
             let sums = gpu.uninitialised(sums.max(self.sums.len()))?;
             let tickets = gpu.upload(&vec![0u32; tickets.next_power_of_two().max(self.tickets.len())])?;
@@ -32,6 +32,11 @@ impl Scratch {
             self.smaller.push(before);
         }
         Ok(())
+    }
+
+    /// Sums and tickets.
+    pub fn both(&self) -> (Slice<f32>, Slice<u32>) {
+        (self.sums.clone(), self.tickets.clone())
     }
 }
 
@@ -41,6 +46,15 @@ pub(super) struct Sides<'a> {
     pub before: Option<&'a Before>,
     pub after: Option<&'a After>,
     pub bias: Option<&'a Slice<f32>>,
+}
+
+/// Groups that share so many blocks in columns of `deep`: as many as run `together` or fewer that have as much to do, in as many rounds
+/// as it takes that each has `most` at most. Shares that divide a column save a second end of one.
+pub(super) fn share(total: usize, deep: usize, together: usize, most: usize) -> usize {
+    let rounds = total.div_ceil(together.saturating_mul(most)).max(1);
+    let least = total.div_ceil(rounds * together).max(1);
+    let even = (least..=(least + 1).min(most)).find(|n| deep.is_multiple_of(*n));
+    total.div_ceil(even.unwrap_or(least)).max(1)
 }
 
 /// Rows that a kernel is made for.
@@ -143,9 +157,15 @@ impl GpuBackend {
             _ => 2,
         };
         let together = resident * self.gpu.device().info().cores.max(1) as usize;
-        // In rounds, all of them full, if each would have more inputs than it has room for.
-        let least = if deep > k.blocks() { total.div_ceil(k.blocks()) } else { 1 };
-        least.next_multiple_of(together).min(total).max(least.min(total))
+        let most = if deep > k.blocks() { k.blocks() } else { usize::MAX };
+        match k {
+            // A grid that leaves no core with fewer groups than another: the next kernel's would take their places.
+            Kernel::Trellis(_) => {
+                let least = if most < usize::MAX { total.div_ceil(most) } else { 1 };
+                least.next_multiple_of(together).min(total).max(least.min(total))
+            }
+            Kernel::Grouped(..) => share(total, deep, together, most),
+        }
     }
 
     /// Makes room for products with a matrix, before any of them is asked for.
@@ -169,7 +189,7 @@ impl GpuBackend {
         let Some(k) = Kernel::of(&w.kind, batch, rotations, bias.is_some()) else { return Ok(None) };
         let (gpu, none) = (&self.gpu, &self.none);
         let [factor, offset] = match &k {
-            Kernel::Trellis(k) => k.affine(),
+            Kernel::Trellis(k) => k.parts.affine(),
             Kernel::Grouped(..) => [1.0, 0.0],
         };
         let (features, outputs) = (before.map_or(cols, |b| b.features), after.map_or(rows, |a| a.features));
@@ -217,10 +237,7 @@ impl GpuBackend {
             factor,
             offset,
         };
-        let (sums, tickets) = {
-            let scratch = self.scratch.lock().unwrap_or_else(PoisonError::into_inner);
-            (scratch.sums.clone(), scratch.tickets.clone())
-        };
+        let (sums, tickets) = self.scratch.lock().unwrap_or_else(PoisonError::into_inner).both();
         let (scale_in, scale_out) = (scale_in.unwrap_or(none), scale_out.unwrap_or(none));
         let (biases, words, grid) = (bias.unwrap_or(none), &w.words, [groups, 1, 1]);
         match k {

@@ -137,6 +137,16 @@ pub fn tensor_catalogue() -> Vec<Entry> {
         }
         all.extend(each.into_iter().flatten().map(|k| k.entry()));
     }
+    for (block, scale, gated, spread) in [(1, false, false, true), (128, true, true, false)] {
+        all.push(PairHalves { block, scale, gated, spread }.entry());
+    }
+    for bits in 1..=8 {
+        let book = Book([Codebook::Mul1, Codebook::Mcg, Codebook::ThreeInst][bits as usize % 3]);
+        let (block, scale) = if bits % 2 == 0 { (1, false) } else { (128, true) };
+        all.push(TrellisExperts::of(bits, book, [block, block], scale).entry());
+        all.push(ExpertTrellisMma { bits, book, block, scale }.entry());
+    }
+    all.extend(weight_types().into_iter().map(|weight| ExpertRowsMma { weight }.entry()));
     all.extend([8, 16].map(|m| TrellisStream::of(3, Book(Codebook::Mul1), m, [1, 128], false).entry()));
     all
 }

@@ -254,7 +254,8 @@ pub(crate) fn structures(file: &str) -> Vec<Structures> {
     each!(GreedyPart GreedyJoin TakeTokens CopyWords SwigluPairs SortPairs ExpertTiles ExpertGemm ExpertTrellisGemm);
     each!(DecodeRows Gemv TrellisGemv Gemm TrellisGemm SimpleLinear SimpleTrellis);
     each!(ToHalves NormToHalves SwigluToHalves FinishProducts PanelRows PanelTrellis);
-    each!(ContextHalves ExpandedHalves AttentionTiles PackRows TrellisStream PackForCodes GroupedStream);
+    each!(ContextHalves ExpandedHalves AttentionTiles PackRows TrellisStream TrellisExperts PackForCodes GroupedStream);
+    each!(PairHalves ExpertTrellisMma ExpertRowsMma);
     if file == PackRows::FILE {
         found.push(TrellisStream::structures());
     }

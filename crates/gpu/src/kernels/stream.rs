@@ -87,6 +87,16 @@ impl Parts {
         let blocks = cols.div_ceil(STREAM_BLOCK);
         [blocks * rows * 8 * self.words(), blocks * rows * 4]
     }
+
+    /// What sums of codes are multiplied with, and what is added for each input.
+    pub fn affine(self) -> [f32; 2] {
+        // The halves 0x1EEE and 0xC931 of the codebook, whose sum of bytes is added to 1024.
+        const FACTOR: f32 = 0.006_767_273;
+        match self {
+            Self::Bytes => [FACTOR, 1024.0 * FACTOR - 10.382_812_5],
+            Self::Halves => [1.0, 0.0],
+        }
+    }
 }
 
 /// Floats that a group sums outputs in.
@@ -168,15 +178,61 @@ impl TrellisStream {
         let rotate_in = if m > 1 { 1 } else { rotate_in };
         Self { bits, book, parts, m, ring, blocks, rotate_in, rotate_out, bias }
     }
+}
 
-    /// What sums of codes are multiplied with, and what is added for each input.
-    pub fn affine(&self) -> [f32; 2] {
-        // The halves 0x1EEE and 0xC931 of the codebook, whose sum of bytes is added to 1024.
-        const FACTOR: f32 = 0.006_767_273;
-        match self.parts {
-            Parts::Bytes => [FACTOR, 1024.0 * FACTOR - 10.382_812_5],
-            Parts::Halves => [1.0, 0.0],
-        }
+arguments! {
+    /// Arguments of [`TrellisExperts`].
+    ExpertStreamArgs {
+        /// What all such kernels take; of the matrices, one.
+        s: StreamArgs,
+        /// Pairs of a row and a matrix.
+        pairs: u32,
+        /// Pairs that one row of x has.
+        share: u32,
+        /// Words of a matrix.
+        stack_words: u32,
+    }
+}
+
+kernel! {
+    /// Pairs of a row and an expert, each times its trellis, with what stands around it. Grid `[groups]`; a ticket for each block of
+    /// outputs of each pair, all of them 0, and sums of `256 * groups` values.
+    TrellisExperts = "trellis_experts" in "trellis_stream.h" {
+        /// Bits of a code, 1 to 8.
+        bits: u32,
+        /// The codebook.
+        book: Book,
+        /// How inputs are given to tensor cores.
+        parts: Parts,
+        /// Pieces of words that are on their way.
+        ring: u32,
+        /// Blocks that a group has at most.
+        blocks: u32,
+        /// Size of the inputs' rotation: 1 or 128.
+        rotate_in: u32,
+        /// Size of the outputs' rotation: 1 or 128.
+        rotate_out: u32,
+        /// Whether a pair's input is a gate's row and, after its SiLU, what that is for.
+        gated: bool,
+    }
+    threads |_| 256;
+    shared |k| {
+        let inputs = k.blocks as usize * (8 * k.parts.words() + 4);
+        vec![("uint", (8 * k.ring * 4 * (16 * k.bits + 8) + part_size(1)) as usize + inputs)]
+    };
+    buffers {
+        words: read u32, x: read f32, scale_in: read f32, scale_out: read f32, index: read u32, places: read u32, sums: write f32,
+        tickets: write u32, y: write f32
+    }
+    arguments ExpertStreamArgs
+}
+
+impl TrellisExperts {
+    /// The kernel for such trellises.
+    pub fn of(bits: u32, book: Book, [rotate_in, rotate_out]: [u32; 2], gated: bool) -> Self {
+        let TrellisStream { parts, ring, blocks, .. } =
+            TrellisStream::of(bits, book, 1, [rotate_in, rotate_out], false);
+        Self { bits, book, parts, ring, blocks, rotate_in, rotate_out, gated }
     }
 }
 

@@ -1,13 +1,18 @@
 //! Everything that is not a product with a weight.
 
-use crate::device::{backends, twins};
+use crate::device::{OPTIONS, backends, twins};
 use crate::numbers::Numbers;
 use marlin_backend::blocks::{RouterRule, Scoring};
 use marlin_backend::{Backend, Expert, KvLayout, KvSpec, LatentForm, RopeTable, SampleRow, SequenceStep, Step, Token};
-use marlin_checkpoint::weight::{Codebook, ValueMap};
-use marlin_checkpoint::{DType, InputTransform, LatentProjection, OutputTransform};
+use marlin_checkpoint::weight::{Codebook, ScaleTree, ScaleType, ValueMap, Zero};
+use marlin_checkpoint::{DType, InputTransform, LatentProjection, Linear, OutputTransform};
+use marlin_gpu::GpuOptions;
 
 const LIMIT: f32 = 2e-5;
+/// Of products whose operands are halves.
+const HALVES_LIMIT: f32 = 2e-3;
+/// No tensor cores with inputs of 16 bits.
+const EXACT: GpuOptions = GpuOptions { exact: true, ..OPTIONS };
 
 #[test]
 fn norms_and_elementwise() {
@@ -160,11 +165,13 @@ fn routing_and_experts() {
                 let choices = b.read_routing(&routing)?;
                 Ok(choices.into_iter().flatten().flat_map(|(e, w)| [e as f32, w]).collect())
             });
-            twins!("many rows for experts", LIMIT, |b| {
-                let x = b.write(45, hidden, many.clone())?;
-                let routing = b.route(&x, &b.linear(gate.clone())?, Some(&b.vector(bias.clone())?), &rule)?;
-                b.read(&b.apply_experts(&x, &b.experts(all.clone())?, &routing)?)
-            });
+            for (options, limit) in [(EXACT, LIMIT), (OPTIONS, HALVES_LIMIT)] {
+                twins!(options, "many rows for experts", limit, |b| {
+                    let x = b.write(45, hidden, many.clone())?;
+                    let routing = b.route(&x, &b.linear(gate.clone())?, Some(&b.vector(bias.clone())?), &rule)?;
+                    b.read(&b.apply_experts(&x, &b.experts(all.clone())?, &routing)?)
+                });
+            }
             twins!("experts", LIMIT, |b| {
                 let x = b.write(9, hidden, x.clone())?;
                 let routing = b.route(&x, &b.linear(gate.clone())?, None, &rule)?;
@@ -205,17 +212,102 @@ fn experts_of_several_kinds() {
     let mut gate = gate.clone();
     let many = numbers.many(70 * hidden);
     gate.bias = Some(vec![3.0, -9.0, 0.5, 0.0, 0.2, 0.0]);
-    twins!("many rows for experts of several kinds", LIMIT, |b| {
-        let x = b.write(70, hidden, many.clone())?;
-        let routing = b.route(&x, &b.linear(gate.clone())?, None, &rule)?;
-        b.read(&b.apply_experts(&x, &b.experts(all.clone())?, &routing)?)
-    });
+    for (options, limit) in [(EXACT, LIMIT), (OPTIONS, HALVES_LIMIT)] {
+        twins!(options, "many rows for experts of several kinds", limit, |b| {
+            let x = b.write(70, hidden, many.clone())?;
+            let routing = b.route(&x, &b.linear(gate.clone())?, None, &rule)?;
+            b.read(&b.apply_experts(&x, &b.experts(all.clone())?, &routing)?)
+        });
+    }
     // Observers see them one at a time.
     twins!("one expert", LIMIT, |b| {
         let held = b.experts(all.clone())?;
         let x = b.write(5, hidden, x.clone())?;
         b.read(&b.linears(&b.expert(&held, 4), &x)?[2])
     });
+}
+
+/// Trellises of whole blocks, of few rows and many, some with more than a tile of rows and some with none.
+#[test]
+fn trellises_of_experts_by_tensor_cores() {
+    let (hidden, inner, experts) = (256, 384, 3);
+    let rule =
+        RouterRule { scoring: Scoring::Softmax, top_k: 2, normalise: true, scale: 1.0, groups: 1, top_groups: 1 };
+    let around = |numbers: &mut Numbers, linear: Linear, scales: bool| {
+        let [cols, rows] = [linear.in_features(), linear.out_features()];
+        let mut scale = |len| scales.then(|| numbers.many(len).into());
+        let input = InputTransform::Hadamard { scale: scale(cols), block: 128 };
+        linear.with_transforms(input, OutputTransform::Hadamard { scale: scale(rows), block: 128 }).unwrap()
+    };
+    for (bits, book, rotated, scales) in [
+        ([3, 2], Codebook::Mul1, true, true),
+        ([4, 5], Codebook::Mcg, true, false),
+        ([8, 1], Codebook::ThreeInst, false, false),
+    ] {
+        let mut numbers = Numbers(17 + bits[0] as u32);
+        let mut one = |rows, cols, bits| {
+            let linear = numbers.trellis(rows, cols, bits, book);
+            if rotated { around(&mut numbers, linear, scales) } else { linear }
+        };
+        let all: Vec<Expert> = (0..experts)
+            .map(|e| Expert {
+                gate: one(inner, hidden, bits[e % 2]),
+                up: one(inner, hidden, bits[0]),
+                down: one(hidden, inner, bits[1]),
+            })
+            .collect();
+        let mut gate = numbers.dense("gate", experts, hidden, DType::F32);
+        gate.bias = Some(vec![9.0, -30.0, 1.0]);
+        for rows in [1, 3, 70] {
+            let x = numbers.many(rows * hidden);
+            twins!(&format!("{bits:?} bits of {book:?}, {rows} rows for experts"), HALVES_LIMIT, |b| {
+                let x = b.write(rows, hidden, x.clone())?;
+                let routing = b.route(&x, &b.linear(gate.clone())?, None, &rule)?;
+                b.read(&b.apply_experts(&x, &b.experts(all.clone())?, &routing)?)
+            });
+        }
+    }
+}
+
+/// Grouped codes and dense weights at sizes that are no multiples of a tile's.
+#[test]
+fn rows_of_experts_by_tensor_cores() {
+    let mut numbers = Numbers(23);
+    let (hidden, inner, experts, rows) = (96, 144, 2, 20);
+    let rule =
+        RouterRule { scoring: Scoring::Sigmoid, top_k: 2, normalise: true, scale: 1.0, groups: 1, top_groups: 1 };
+    type Kind = fn(&mut Numbers, usize, usize) -> Linear;
+    let kinds: [(&str, Kind); 5] = [
+        ("bf16", |n, rows, cols| n.dense("expert", rows, cols, DType::BF16)),
+        ("f32", |n, rows, cols| n.dense("expert", rows, cols, DType::F32)),
+        ("e2m1", |n, rows, cols| n.four_bits(rows, cols, ValueMap::E2M1)),
+        ("3 bits", |n, rows, cols| {
+            let shape = [rows, cols];
+            let scale = ScaleTree::flat(n.scales(ScaleType::F16, shape, (1, 32)));
+            let minimum = Some(ScaleTree::flat(n.scales(ScaleType::F16, shape, (1, 32))));
+            n.grouped(shape, 3, ValueMap::Integer(Zero::Constant(0)), scale, minimum)
+        }),
+        ("8 bits", |n, rows, cols| {
+            let scale = ScaleTree::flat(n.scales(ScaleType::F32, [rows, cols], (1, 16)));
+            n.grouped([rows, cols], 8, ValueMap::Integer(Zero::Constant(128)), scale, None)
+        }),
+    ];
+    for (what, kind) in kinds {
+        let all: Vec<Expert> = (0..experts)
+            .map(|_| Expert {
+                gate: kind(&mut numbers, inner, hidden),
+                up: kind(&mut numbers, inner, hidden),
+                down: kind(&mut numbers, hidden, inner),
+            })
+            .collect();
+        let gate = numbers.dense("gate", experts, hidden, DType::F32);
+        let x = numbers.many(rows * hidden);
+        twins!(&format!("{rows} rows for experts of {what}"), HALVES_LIMIT, |b| {
+            let x = b.write(rows, hidden, x.clone())?;
+            let routing = b.route(&x, &b.linear(gate.clone())?, None, &rule)?;
+            b.read(&b.apply_experts(&x, &b.experts(all.clone())?, &routing)?)
+        });
+    }
 }
 
 /// Experts that differ in what stands around them are computed one by one, and that is counted.

@@ -3,7 +3,8 @@
 
 use crate::device::{OPTIONS, close};
 use crate::numbers::Numbers;
-use marlin_backend::{Backend, KvLayout, KvSpec, Reference, SequenceStep, Step, Token};
+use marlin_backend::blocks::{RouterRule, Scoring};
+use marlin_backend::{Backend, Expert, KvLayout, KvSpec, Reference, SequenceStep, Step, Token};
 use marlin_checkpoint::DType;
 use marlin_checkpoint::weight::Codebook;
 use marlin_gpu::device::{Device, Function, Handle, Info, Launch};
@@ -169,6 +170,38 @@ fn attention_on_tensor_cores_that_fails_is_replaced() {
             close("by the kernel that rounds nothing", &run!(&b), &expected, 2e-5);
             let found = b.fallbacks().snapshot();
             assert_eq!((found.total, found.by_reason.get(code)), (1, Some(&1)));
+        }
+    }
+}
+
+/// The same of those for experts.
+#[test]
+fn tensor_cores_that_compute_garbage_for_experts_are_replaced() {
+    let mut numbers = Numbers(14);
+    let mut one = || numbers.trellis(256, 256, 2, Codebook::Mul1);
+    let all: Vec<Expert> = (0..2).map(|_| Expert { gate: one(), up: one(), down: one() }).collect();
+    let gate = numbers.dense("gate", 2, 256, DType::F32);
+    let x = numbers.many(20 * 256);
+    let rule =
+        RouterRule { scoring: Scoring::Softmax, top_k: 1, normalise: true, scale: 1.0, groups: 1, top_groups: 1 };
+    macro_rules! run {
+        ($b:expr, $rows:expr) => {{
+            let b = $b;
+            let x = b.write($rows, 256, x[..$rows * 256].to_vec()).unwrap();
+            let routing = b.route(&x, &b.linear(gate.clone()).unwrap(), None, &rule).unwrap();
+            b.read(&b.apply_experts(&x, &b.experts(all.clone()).unwrap(), &routing).unwrap()).unwrap()
+        }};
+    }
+    for names in [&["trellis_experts"], &["expert_trellis_mma"]] {
+        for fault in [Fault::Garbage(names), Fault::Compile(names)] {
+            let Some(device) = device(fault) else { return };
+            let b = GpuBackend::new(device, OPTIONS).unwrap();
+            for rows in [2, 20] {
+                let expected = run!(&Reference, rows);
+                close("by the kernels that every GPU has", &run!(&b, rows), &expected, 2e-5);
+            }
+            // Found once, counted by both projections of both steps.
+            assert_eq!(b.fallbacks().snapshot().total, 1 + 2 * 2, "the slower path was not counted");
         }
     }
 }

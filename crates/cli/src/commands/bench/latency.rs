@@ -111,6 +111,7 @@ fn run_on<B: Runs>(args: &Args, backend: B) -> Result<()> {
         depth: args.depth,
         warmup: args.warmup,
         repeats: args.repeats,
+        experts: true,
     };
     let latency_found = latency(&mut engine, options, &mut |done, total| {
         bar.set(done as u64, total as u64);
@@ -121,7 +122,7 @@ fn run_on<B: Runs>(args: &Args, backend: B) -> Result<()> {
     let backend = engine.backend().clone();
     let mut kernels = Vec::new();
     if args.kernels && backend.start_timing() {
-        let once = LatencyOptions { prompt: 0, warmup: 0, repeats: 1, ..options };
+        let once = LatencyOptions { prompt: 0, warmup: 0, repeats: 1, experts: false, ..options };
         marlin_eval::latency(&mut engine, once, &mut |_, _| !watch.pressed())?;
         kernels = backend.stop_timing()?;
     }
