@@ -21,10 +21,11 @@ mod request;
 mod scheduler;
 mod score;
 mod sequence;
+mod stats;
 mod stop;
 
 pub use block_pool::{BlockPool, Chain, PoolStats};
-pub use engine::{Completion, Engine, Stats};
+pub use engine::{Completion, Engine};
 pub use error::{Error, Result};
 pub use generation::Generation;
 pub use options::{EngineOptions, KvSizing};
@@ -32,4 +33,5 @@ pub use request::{Event, FinishReason, Finished, Request, RequestId, Sampling, T
 pub use scheduler::{Item, Limits, Plan, Scheduler};
 pub use score::{LogitRows, Window, log_probability};
 pub use sequence::Sequence;
+pub use stats::{Stats, Wait, Waits};
 pub use stop::StopMatcher;
