@@ -150,12 +150,8 @@ fn company_chunks_and_preemption_change_nothing_in_exact_mode() {
     let mut single = engine(cpu(), &fable(), EngineOptions { prefix_cache: false, ..options() });
     let alone: Vec<_> = requests.iter().flat_map(|r| together(&mut single, std::slice::from_ref(r))).collect();
     for (prefill_chunk, block_size, kv_tokens) in [(1, 16, 1024), (3, 8, 1024), (7, 32, 1024), (64, 16, 160)] {
-        let options = EngineOptions {
-            prefill_chunk: Some(prefill_chunk),
-            block_size,
-            kv_tokens: Some(kv_tokens),
-            ..defaults()
-        };
+        let options =
+            EngineOptions { prefill_chunk: Some(prefill_chunk), block_size, kv_tokens: Some(kv_tokens), ..defaults() };
         let mut engine = engine(cpu(), &fable(), options);
         assert_eq!(together(&mut engine, &requests), alone, "chunks of {prefill_chunk}");
         assert_eq!(engine.stats().preemptions > 0, kv_tokens == 160, "{:?}", engine.stats());

@@ -185,7 +185,7 @@ fn random_workloads_give_the_same_texts() {
         let (block_size, chunk) = ([1, 4, 8][seed as usize % 3], [1, 3, 16, 200][seed as usize % 4]);
         let options = EngineOptions {
             block_size,
-            prefill_chunk: chunk,
+            prefill_chunk: Some(chunk),
             max_batch: 2 + seed as usize % 5,
             kv_tokens: Some(if seed % 2 == 0 { 64 } else { 2048 }),
             prefix_cache: seed % 5 > 0,
@@ -210,7 +210,7 @@ fn random_workloads_give_the_same_texts() {
 #[test]
 fn the_same_on_backends_that_compute_late_and_on_the_processor() {
     let asked = workload(77, 60);
-    let options = || EngineOptions { kv_tokens: Some(128), prefill_chunk: 7, ..options() };
+    let options = || EngineOptions { kv_tokens: Some(128), prefill_chunk: Some(7), ..options() };
     let expected = carry_out(&mut engine_on(Reference, waiting(options())), &asked);
     let mut late = engine_on(Deferred::new(Reference), ahead(options()));
     assert_eq!(carry_out(&mut late, &asked), expected);

@@ -68,14 +68,14 @@ FN ulong weight_of(float l) { return ulong(times(exp_of(l), 17592186044416.0f));
 FN float log_near_one(float f, float e) {
   const float z = times(f, f);
   float p = 7.0376836e-2f;
-  p = plus(times(p, f), -1.1514610e-1f);
+  p = plus(times(p, f), -1.151461e-1f);
   p = plus(times(p, f), 1.1676998e-1f);
   p = plus(times(p, f), -1.2420141e-1f);
   p = plus(times(p, f), 1.4249323e-1f);
   p = plus(times(p, f), -1.6668058e-1f);
   p = plus(times(p, f), 2.0000715e-1f);
   p = plus(times(p, f), -2.4999994e-1f);
-  p = plus(times(p, f), 3.3333331e-1f);
+  p = plus(times(p, f), 3.333333e-1f);
   p = times(times(p, f), z);
   p = plus(p, times(e, -2.1219444e-4f));
   p = plus(p, -times(0.5f, z));
@@ -87,14 +87,14 @@ FN float log_of(float x) {
 }
 
 // Standard Gumbel noise of a token.
-FN ulong mix(ulong x) {
+FN ulong mixed(ulong x) {
   ulong z = x + long_of(0x9E3779B9u, 0x7F4A7C15u);
   z = (z ^ (z >> 30)) * long_of(0xBF58476Du, 0x1CE4E5B9u);
   z = (z ^ (z >> 27)) * long_of(0x94D049BBu, 0x133111EBu);
   return z ^ (z >> 31);
 }
 FN float noise_of(ulong stream, uint token) {
-  const ulong odd = ((mix(stream + ulong(token)) >> 12) << 1) | ulong(1);  // the uniform number in units of 2^-53
+  const ulong odd = ((mixed(stream + ulong(token)) >> 12) << 1) | ulong(1);  // the uniform number in units of 2^-53
   const ulong rest = (ulong(1) << 53) - odd;
   const float unit = as_f32(0x25000000u);  // 2^-53
   const float t = high_of(rest) < 0x90000u ? -log_near_one(-times(float(rest), unit), 0.0f) : -log_of(times(float(odd), unit));
@@ -286,9 +286,9 @@ FN void draw_gather(Where at, DEVICE const float *logits, DEVICE const uint *row
   }
 }
 
-// A threadgroup of 32 simdgroups: sums and maxima of all its threads. `turn` changes from call to call, so that nobody overwrites what another
+// Sums and maxima of all threads of a group of SIMDS simdgroups. `turn` changes from call to call, so that nobody overwrites what another
 // still reads.
-FN ulong group_total(Where at, ulong v, THREAD uint &turn, THREADGROUP uint *words) {
+template <int SIMDS> FN ulong group_total(Where at, ulong v, THREAD uint &turn, THREADGROUP uint *words) {
   v = simd_total_long(v);
   turn ^= 64u;
   if (at.lane == 0) {
@@ -296,14 +296,17 @@ FN ulong group_total(Where at, ulong v, THREAD uint &turn, THREADGROUP uint *wor
     words[turn + 32 + at.simd] = high_of(v);
   }
   group_barrier();
-  return simd_total_long(long_of(words[turn + 32 + at.lane], words[turn + at.lane]));
+  v = 0;
+  for (uint s = 0; s < SIMDS; s++) v += long_of(words[turn + 32 + s], words[turn + s]);
+  return v;
 }
-FN float group_greatest(Where at, float v, THREAD uint &turn, THREADGROUP uint *words) {
+template <int SIMDS> FN float group_greatest(Where at, float v, THREAD uint &turn, THREADGROUP uint *words) {
   v = simd_greatest(v);
   turn ^= 64u;
   if (at.lane == 0) words[turn + at.simd] = as_u32(v);
   group_barrier();
-  return simd_greatest(as_f32(words[turn + at.lane]));
+  for (uint s = 0; s < SIMDS; s++) v = max_f32(v, as_f32(words[turn + s]));
+  return v;
 }
 
 // The kept set: keys above `key`, and of those that are equal the tokens up to `last`.
@@ -342,26 +345,28 @@ FN ulong candidate(THREAD const DrawSet &set, THREAD const DrawRow &r, uint i, u
   return in && by_l == tie ? ulong(1) : ulong(0);
 }
 // The greatest key such that what keys at least as great count for reaches `wanted`; 0 if nothing does.
+template <int SIMDS>
 FN uint reaching(Where at, THREAD const DrawSet &set, THREAD const DrawRow &r, uint search, THREAD const DrawCut &best_k, uint tie, ulong wanted,
                  THREAD uint &turn, THREADGROUP uint *words) {
   uint reached = 0;
   for (uint bit = 0x80000000u; bit != 0; bit >>= 1) {
     ulong sum = 0;
-    for (uint i = at.thread_; i < set.count; i += 1024) {
+    for (uint i = at.thread_; i < set.count; i += 32 * SIMDS) {
       uint key;
       const ulong w = candidate(set, r, i, search, best_k, tie, key);
       if (key >= (reached | bit)) sum += w;
     }
-    if (group_total(at, sum, turn, words) >= wanted) reached |= bit;
+    if (group_total<SIMDS>(at, sum, turn, words) >= wanted) reached |= bit;
   }
   return reached;
 }
 // What counts above `key`, and how many are equal to it; the greatest value below.
+template <int SIMDS>
 FN void around(Where at, THREAD const DrawSet &set, THREAD const DrawRow &r, uint search, THREAD const DrawCut &best_k, uint key, THREAD ulong &above,
                THREAD uint &equal, THREAD float &below, THREAD uint &turn, THREADGROUP uint *words) {
   ulong sum = 0, same = 0;
   float next = nothing();
-  for (uint i = at.thread_; i < set.count; i += 1024) {
+  for (uint i = at.thread_; i < set.count; i += 32 * SIMDS) {
     uint k;
     const ulong w = candidate(set, r, i, search, best_k, 0, k);
     if (k > key) sum += w;
@@ -371,13 +376,14 @@ FN void around(Where at, THREAD const DrawSet &set, THREAD const DrawRow &r, uin
       if (search == 0 || l >= r.least) next = max_f32(next, l);
     }
   }
-  above = group_total(at, sum, turn, words);
-  equal = uint(group_total(at, same, turn, words));
-  below = group_greatest(at, next, turn, words);
+  above = group_total<SIMDS>(at, sum, turn, words);
+  equal = uint(group_total<SIMDS>(at, same, turn, words));
+  below = group_greatest<SIMDS>(at, next, turn, words);
 }
 
 // The token of each row, how much less than the best its logit is, how far the choice was from another one, and the sum of exponentials
-// relative to the best. 32 simdgroups. Grid [rows].
+// relative to the best. Grid [rows].
+template <int SIMDS>
 FN void draw_choose(Where at, DEVICE const float *logits, DEVICE const uint *rows, DEVICE const uint *found, DEVICE const uint *tokens,
                     DEVICE const uint *drawn, DEVICE const uint *known, DEVICE uint *chosen, CONSTANT GreedyArgs &a, THREADGROUP uint *words) {
   const uint row = at.group.x;
@@ -418,22 +424,22 @@ FN void draw_choose(Where at, DEVICE const float *logits, DEVICE const uint *row
       best_k.key = 0;
       best_k.last = ~0u;
       if (r.k != 0 && r.k < set.count) {
-        best_k.key = reaching(at, set, r, 0, best_k, 0, ulong(r.k), turn, words);
-        around(at, set, r, 0, best_k, best_k.key, above, equal, below, turn, words);
+        best_k.key = reaching<SIMDS>(at, set, r, 0, best_k, 0, ulong(r.k), turn, words);
+        around<SIMDS>(at, set, r, 0, best_k, best_k.key, above, equal, below, turn, words);
         const uint more = r.k - uint(above);
         edge = relative_logit(value_of_key(best_k.key), best, r) - below;
         if (more < equal) {
-          best_k.last = ~reaching(at, set, r, 1, best_k, best_k.key, ulong(more), turn, words);
+          best_k.last = ~reaching<SIMDS>(at, set, r, 1, best_k, best_k.key, ulong(more), turn, words);
           edge = 0.0f;
         }
       }
       if (r.k != 0) {
         least_edge = -nothing();
-        for (uint i = at.thread_; i < set.count; i += 1024) {
+        for (uint i = at.thread_; i < set.count; i += 32 * SIMDS) {
           const float logit = in[set.tokens[i]];
           if (keeps(key_of(logit), set.tokens[i], best_k)) least_edge = -max_f32(-least_edge, -edge_at(relative_logit(logit, best, r), r));
         }
-        least_edge = -group_greatest(at, -least_edge, turn, words);
+        least_edge = -group_greatest<SIMDS>(at, -least_edge, turn, words);
       }
       cut.key = 0;
       cut.last = ~0u;
@@ -441,15 +447,15 @@ FN void draw_choose(Where at, DEVICE const float *logits, DEVICE const uint *row
         ulong total = long_of(about[4], about[3]);
         if (r.k != 0) {
           total = 0;
-          for (uint i = at.thread_; i < set.count; i += 1024) {
+          for (uint i = at.thread_; i < set.count; i += 32 * SIMDS) {
             uint key;
             total += candidate(set, r, i, 2, best_k, 0, key);
           }
-          total = group_total(at, total, turn, words);
+          total = group_total<SIMDS>(at, total, turn, words);
         }
         const ulong wanted = wanted_of(total, r.share);
-        cut.key = reaching(at, set, r, 2, best_k, 0, wanted, turn, words);
-        around(at, set, r, 2, best_k, cut.key, above, equal, below, turn, words);
+        cut.key = reaching<SIMDS>(at, set, r, 2, best_k, 0, wanted, turn, words);
+        around<SIMDS>(at, set, r, 2, best_k, cut.key, above, equal, below, turn, words);
         const float at_cut = value_of_key(cut.key);
         const ulong each = weight_of(at_cut);
         const ulong more = each == 0 ? ulong(0) : (wanted - above + each - 1) / each;
@@ -457,7 +463,7 @@ FN void draw_choose(Where at, DEVICE const float *logits, DEVICE const uint *row
         if (below == nothing() && r.k == 0 && set.count < about[2]) below = as_f32(about[0]);
         float gap = at_cut - below;
         if (more < ulong(equal)) {
-          cut.last = ~reaching(at, set, r, 3, best_k, cut.key, more, turn, words);
+          cut.last = ~reaching<SIMDS>(at, set, r, 3, best_k, cut.key, more, turn, words);
           gap = 0.0f;
         }
         const ulong sum = above + more * each;
@@ -465,7 +471,7 @@ FN void draw_choose(Where at, DEVICE const float *logits, DEVICE const uint *row
         edge = -max_f32(-edge, -gap);
         edge = -max_f32(-edge, max_f32(-over, -under) * 4.0f / float(total));
       }
-      for (uint i = at.thread_; i < set.count; i += 1024) {
+      for (uint i = at.thread_; i < set.count; i += 32 * SIMDS) {
         const uint t = set.tokens[i];
         const float l = relative_logit(in[t], best, r);
         if (keeps(key_of(in[t]), t, best_k) && l >= r.least && keeps(key_of(l), t, cut))
@@ -479,10 +485,8 @@ FN void draw_choose(Where at, DEVICE const float *logits, DEVICE const uint *row
         words[64 + at.simd] = as_u32(next);
       }
       group_barrier();
-      token = words[at.lane];
-      score = as_f32(words[32 + at.lane]);
-      next = as_f32(words[64 + at.lane]);
-      best_two_of_simd(score, token, next);
+      for (uint other = 0; other < SIMDS; other++)
+        if (other != at.simd) best_two(score, token, next, as_f32(words[32 + other]), words[other], as_f32(words[64 + other]));
     }
     if (r.least > nothing()) edge = -max_f32(-edge, max_f32(-least_edge, -max_f32(-r.least, -runner_up)));
     margin = -max_f32(-(score - next), -edge) * r.temperature;
