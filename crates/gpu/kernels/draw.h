@@ -296,6 +296,7 @@ template <int SIMDS> FN ulong group_total(Where at, ulong v, THREAD uint &turn, 
     words[turn + 32 + at.simd] = high_of(v);
   }
   group_barrier();
+  if (SIMDS == 32) return simd_total_long(long_of(words[turn + 32 + at.lane], words[turn + at.lane]));
   v = 0;
   for (uint s = 0; s < SIMDS; s++) v += long_of(words[turn + 32 + s], words[turn + s]);
   return v;
@@ -351,7 +352,7 @@ FN uint reaching(Where at, THREAD const DrawSet &set, THREAD const DrawRow &r, u
   uint reached = 0;
   for (uint bit = 0x80000000u; bit != 0; bit >>= 1) {
     ulong sum = 0;
-    for (uint i = at.thread_; i < set.count; i += 32 * SIMDS) {
+    UNROLL_SOME for (uint i = at.thread_; i < set.count; i += 32 * SIMDS) {
       uint key;
       const ulong w = candidate(set, r, i, search, best_k, tie, key);
       if (key >= (reached | bit)) sum += w;
