@@ -21,8 +21,7 @@ struct DrawRow {
 FN ulong long_of(uint high, uint low) { return (ulong(high) << 32) | ulong(low); }
 FN uint high_of(ulong v) { return uint(v >> 32); }
 FN uint low_of(ulong v) { return uint(v & 0xFFFFFFFFu); }
-FN DrawRow draw_row(DEVICE const uint *p) {
-  DrawRow r;
+FN void draw_row(DEVICE const uint *p, THREAD DrawRow &r) {
   r.flags = p[0];
   r.inverse = as_f32(p[1]);
   r.k = p[2];
@@ -30,7 +29,6 @@ FN DrawRow draw_row(DEVICE const uint *p) {
   r.least = as_f32(p[4]);
   r.stream = long_of(p[6], p[5]);
   r.temperature = as_f32(p[7]);
-  return r;
 }
 
 // Nothing beyond this below the best can win.
@@ -125,7 +123,8 @@ FN float edge_at(float l, THREAD const DrawRow &r) { return l == 0.0f ? -nothing
 // edge (word 24). Eight simdgroups. Grid [parts, rows].
 FN void draw_count(Where at, DEVICE const float *logits, DEVICE const uint *rows, DEVICE const uint *found, DEVICE uint *levels,
                    CONSTANT GreedyArgs &a, THREADGROUP uint *words) {
-  const DrawRow r = draw_row(rows + 8 * at.group.y);
+  DrawRow r;
+  draw_row(rows + 8 * at.group.y, r);
   if ((r.flags & 2u) == 0) return;
   float best, second;
   uint token;
@@ -190,7 +189,8 @@ FN ulong wanted_of(ulong total, uint share) {
 // logit, that logit, the second, min-p's edge. Eight simdgroups. Grid [parts, rows].
 FN void draw_gather(Where at, DEVICE const float *logits, DEVICE const uint *rows, DEVICE const uint *found, DEVICE const uint *levels,
                     DEVICE uint *tokens, DEVICE uint *drawn, DEVICE uint *known, CONSTANT GreedyArgs &a, THREADGROUP uint *words) {
-  const DrawRow r = draw_row(rows + 8 * at.group.y);
+  DrawRow r;
+  draw_row(rows + 8 * at.group.y, r);
   if ((r.flags & 1u) == 0) return;
   float best, second;
   uint token;
@@ -288,7 +288,7 @@ FN void draw_gather(Where at, DEVICE const float *logits, DEVICE const uint *row
 
 // Sums and maxima of all threads of a group of SIMDS simdgroups. `turn` changes from call to call, so that nobody overwrites what another
 // still reads.
-template <int SIMDS> FN ulong group_total(Where at, ulong v, THREAD uint &turn, THREADGROUP uint *words) {
+template <int SIMDS> FN ulong group_total(THREAD const Where &at, ulong v, THREAD uint &turn, THREADGROUP uint *words) {
   v = simd_total_long(v);
   turn ^= 64u;
   if (at.lane == 0) {
@@ -301,7 +301,7 @@ template <int SIMDS> FN ulong group_total(Where at, ulong v, THREAD uint &turn, 
   for (uint s = 0; s < SIMDS; s++) v += long_of(words[turn + 32 + s], words[turn + s]);
   return v;
 }
-template <int SIMDS> FN float group_greatest(Where at, float v, THREAD uint &turn, THREADGROUP uint *words) {
+template <int SIMDS> FN float group_greatest(THREAD const Where &at, float v, THREAD uint &turn, THREADGROUP uint *words) {
   v = simd_greatest(v);
   turn ^= 64u;
   if (at.lane == 0) words[turn + at.simd] = as_u32(v);
@@ -347,7 +347,7 @@ FN ulong candidate(THREAD const DrawSet &set, THREAD const DrawRow &r, uint i, u
 }
 // The greatest key such that what keys at least as great count for reaches `wanted`; 0 if nothing does.
 template <int SIMDS>
-FN uint reaching(Where at, THREAD const DrawSet &set, THREAD const DrawRow &r, uint search, THREAD const DrawCut &best_k, uint tie, ulong wanted,
+FN uint reaching(THREAD const Where &at, THREAD const DrawSet &set, THREAD const DrawRow &r, uint search, THREAD const DrawCut &best_k, uint tie, ulong wanted,
                  THREAD uint &turn, THREADGROUP uint *words) {
   uint reached = 0;
   for (uint bit = 0x80000000u; bit != 0; bit >>= 1) {
@@ -363,7 +363,7 @@ FN uint reaching(Where at, THREAD const DrawSet &set, THREAD const DrawRow &r, u
 }
 // What counts above `key`, and how many are equal to it; the greatest value below.
 template <int SIMDS>
-FN void around(Where at, THREAD const DrawSet &set, THREAD const DrawRow &r, uint search, THREAD const DrawCut &best_k, uint key, THREAD ulong &above,
+FN void beside(THREAD const Where &at, THREAD const DrawSet &set, THREAD const DrawRow &r, uint search, THREAD const DrawCut &best_k, uint key, THREAD ulong &above,
                THREAD uint &equal, THREAD float &below, THREAD uint &turn, THREADGROUP uint *words) {
   ulong sum = 0, same = 0;
   float next = nothing();
@@ -388,7 +388,8 @@ template <int SIMDS>
 FN void draw_choose(Where at, DEVICE const float *logits, DEVICE const uint *rows, DEVICE const uint *found, DEVICE const uint *tokens,
                     DEVICE const uint *drawn, DEVICE const uint *known, DEVICE uint *chosen, CONSTANT GreedyArgs &a, THREADGROUP uint *words) {
   const uint row = at.group.x;
-  const DrawRow r = draw_row(rows + 8 * row);
+  DrawRow r;
+  draw_row(rows + 8 * row, r);
   DEVICE const uint *parts = found + 4 * row * a.parts;
   DEVICE const float *in = logits + row * a.cols;
   float best, second;
@@ -426,7 +427,7 @@ FN void draw_choose(Where at, DEVICE const float *logits, DEVICE const uint *row
       best_k.last = ~0u;
       if (r.k != 0 && r.k < set.count) {
         best_k.key = reaching<SIMDS>(at, set, r, 0, best_k, 0, ulong(r.k), turn, words);
-        around<SIMDS>(at, set, r, 0, best_k, best_k.key, above, equal, below, turn, words);
+        beside<SIMDS>(at, set, r, 0, best_k, best_k.key, above, equal, below, turn, words);
         const uint more = r.k - uint(above);
         edge = relative_logit(value_of_key(best_k.key), best, r) - below;
         if (more < equal) {
@@ -456,7 +457,7 @@ FN void draw_choose(Where at, DEVICE const float *logits, DEVICE const uint *row
         }
         const ulong wanted = wanted_of(total, r.share);
         cut.key = reaching<SIMDS>(at, set, r, 2, best_k, 0, wanted, turn, words);
-        around<SIMDS>(at, set, r, 2, best_k, cut.key, above, equal, below, turn, words);
+        beside<SIMDS>(at, set, r, 2, best_k, cut.key, above, equal, below, turn, words);
         const float at_cut = value_of_key(cut.key);
         const ulong each = weight_of(at_cut);
         const ulong more = each == 0 ? ulong(0) : (wanted - above + each - 1) / each;
