@@ -1,6 +1,7 @@
 //! The engine's tests again with every step enqueued before the one before it is read; and that this changes no text, whoever
 //! ends wherever.
 #![allow(clippy::unwrap_used, clippy::panic)]
+#![allow(clippy::duplicate_mod)] // each file of tests has its helpers
 
 #[allow(dead_code)]
 mod common;
