@@ -104,6 +104,18 @@ pub trait Backend: Send + Sync + Sized + 'static {
     /// What the device is called.
     fn name(&self) -> String;
 
+    /// Whether a step is better enqueued before the one before it has been read: the device computes while the host does
+    /// other things, and reading samples waits for their own step only.
+    fn pipelines(&self) -> bool {
+        false
+    }
+
+    /// Whether tokens chosen so can be named by the next step ([`Token::Sampled`](crate::Token)) without being waited for.
+    fn keeps(&self, rows: &[SampleRow]) -> bool {
+        let _ = rows;
+        true
+    }
+
     // Parameters. These may copy, convert and wait.
 
     /// A parameter vector.

@@ -109,6 +109,14 @@ impl<B: Backend> Backend for Deferred<B> {
         format!("deferred {}", self.inner.name())
     }
 
+    fn pipelines(&self) -> bool {
+        self.inner.pipelines()
+    }
+
+    fn keeps(&self, rows: &[SampleRow]) -> bool {
+        self.inner.keeps(rows)
+    }
+
     fn vector(&self, values: Vec<f32>) -> Result<Self::Vector> {
         Ok(Shared(Arc::new(self.inner.vector(values)?)))
     }

@@ -68,9 +68,19 @@ impl SampleRow {
         }
     }
 
-    /// Whether the most probable token is chosen from the logits as they are, and nothing is reported but it.
-    pub fn is_plainly_greedy(&self) -> bool {
-        self.temperature < GREEDY && self.seen.is_empty() && self.logit_bias.is_empty() && self.top_logprobs == 0
+    /// Whether the most probable token is chosen.
+    pub fn is_greedy(&self) -> bool {
+        self.temperature < GREEDY
+    }
+
+    /// What the choice needs besides the logits as they are and the row's numbers, or reports besides the token, if anything.
+    pub fn extra(&self) -> Option<&'static str> {
+        let asked = [
+            (!self.seen.is_empty(), "penalties"),
+            (!self.logit_bias.is_empty(), "logit bias"),
+            (self.top_logprobs > 0, "top log-probabilities"),
+        ];
+        asked.into_iter().find(|(is, _)| *is).map(|(_, what)| what)
     }
 }
 
@@ -97,13 +107,14 @@ const GREEDY: f32 = 1e-5;
 ///
 /// The draw is an argmax over the kept tokens of logit plus Gumbel noise, the noise a function of (seed, draw, token)
 /// alone. That samples the softmax exactly, needs no cumulative sums, and changes only where two sums nearly tie or a
-/// token stands at the edge of the kept set. Ties go to the lower id.
+/// token stands at the edge of the kept set. Ties go to the lower id. What decides is computed in single steps of f32, so that a
+/// GPU finds the same numbers.
 pub fn choose(logits: &[f32], row: &SampleRow) -> Sample {
     let logits = &logits[..row.vocab.min(logits.len())];
     let log_sum = log_sum_exp(logits);
     let logprob = |logit: f32| (f64::from(logit) - log_sum) as f32;
     let adjusted = adjust(logits, row);
-    let (token, margin) = if row.temperature < GREEDY { best_two(&adjusted) } else { draw(&adjusted, row) };
+    let (token, margin) = if row.is_greedy() { best_two(&adjusted) } else { draw(&adjusted, row) };
     Sample {
         token,
         logprob: logits.get(token as usize).map_or(f32::NAN, |l| logprob(*l)),
@@ -338,7 +349,7 @@ fn noisy_best(tokens: &[(u32, f32)], seed: u64, draw: u64) -> (u32, f32) {
         let uniform = uniform(stream, token);
         // Noise -ln(-ln u) passes second - logit only if -ln u < e^(logit - second), and -ln u is at least 1 - u. So
         // nearly all tokens of a large vocabulary need no logarithm. (The factor is for rounding.)
-        if 1.0 - uniform >= 1.001 * f64::from(exp(logit)) * bar {
+        if (ONE - uniform) as f64 / ONE as f64 >= 1.001 * f64::from(exp(logit)) * bar {
             continue;
         }
         let score = logit + gumbel(uniform);
@@ -354,20 +365,51 @@ fn noisy_best(tokens: &[(u32, f32)], seed: u64, draw: u64) -> (u32, f32) {
     (best, first - second)
 }
 
-/// Where the random numbers of a draw begin.
-fn stream(seed: u64, draw: u64) -> u64 {
+/// Where the random numbers of a draw begin: token `t`'s is [`mix`] of `t` more than this.
+pub fn stream(seed: u64, draw: u64) -> u64 {
     mix(mix(seed).wrapping_add(draw))
 }
 
-/// The token's random number within (0, 1): an odd multiple of 2^-53, so exact.
-fn uniform(stream: u64, token: u32) -> f64 {
-    let bits = mix(stream.wrapping_add(u64::from(token)));
-    ((bits >> 12) as f64 + 0.5) / (1u64 << 52) as f64
+/// What random numbers are fractions of.
+const ONE: u64 = 1 << 53;
+
+/// The token's random number within (0, 1), in units of 2^-53: odd, so never an end.
+fn uniform(stream: u64, token: u32) -> u64 {
+    (mix(stream.wrapping_add(u64::from(token))) >> 12) << 1 | 1
 }
 
 /// Standard Gumbel noise from a uniform number.
-fn gumbel(uniform: f64) -> f32 {
-    (-(-uniform.ln()).ln()) as f32
+fn gumbel(uniform: u64) -> f32 {
+    const UNIT: f32 = 1.0 / ONE as f32;
+    let rest = ONE - uniform;
+    // Near 1 the logarithm is that of 1 less the rest. (The bound is 9/32 of one.)
+    let t = if rest >> 32 < 0x9_0000 { -ln_near_one(-(rest as f32 * UNIT), 0.0) } else { -ln(uniform as f32 * UNIT) };
+    -ln(t)
+}
+
+/// Natural logarithm of a normal number, to about an f32's precision.
+fn ln(x: f32) -> f32 {
+    // The part within [sqrt(1/2), sqrt(2)), and the power of two.
+    let e = (x.to_bits() as i32 - 0x3F35_04F3) >> 23;
+    ln_near_one(f32::from_bits(x.to_bits().wrapping_sub((e as u32) << 23)) - 1.0, e as f32)
+}
+
+/// `ln(1 + f) + e ln 2` for 1 + f within [sqrt(1/2), sqrt(2)). Coefficients: Cephes' logf.
+fn ln_near_one(f: f32, e: f32) -> f32 {
+    let z = f * f;
+    let p = 7.037_683_6e-2;
+    let p = p * f - 1.151_461e-1;
+    let p = p * f + 1.167_699_8e-1;
+    let p = p * f - 1.242_014_1e-1;
+    let p = p * f + 1.424_932_3e-1;
+    let p = p * f - 1.666_805_8e-1;
+    let p = p * f + 2.000_071_5e-1;
+    let p = p * f - 2.499_999_4e-1;
+    let p = p * f + 3.333_333e-1;
+    let p = p * f * z;
+    let p = p + e * -2.121_944_4e-4;
+    let p = p - 0.5 * z;
+    f + p + e * (355.0 / 512.0)
 }
 
 /// The output function of splitmix64 (Steele, Lea, Flood 2014) after one increment: spreads numbers that lie close

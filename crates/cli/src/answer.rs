@@ -141,6 +141,7 @@ mod tests {
             exact: true,
             kv_type: KvType::Auto,
             verbose: false,
+            no_pipeline: false,
             guard: false,
         };
         let options = EngineOptions { max_batch: 1, ..EngineOptions::default() };

@@ -58,6 +58,9 @@ pub struct EngineArgs {
     /// Element type of the KV memory; auto is bf16, or f32 with --exact
     #[arg(long, value_name = "TYPE", env = "MARLIN_KV_TYPE", default_value = "auto", value_parser = values::kv_type())]
     pub kv_type: KvType,
+    /// On a GPU, read each step's tokens before the next step is enqueued (slower; texts are the same)
+    #[arg(long, env = "MARLIN_NO_PIPELINE", value_parser = FalseyValueParser::new())]
+    pub no_pipeline: bool,
     /// Look at what every layer computes, and name the first that computes something that is not a number (slow)
     #[arg(long)]
     pub guard: bool,

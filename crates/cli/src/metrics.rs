@@ -1,9 +1,10 @@
 //! What an answer took.
 
 use crate::output::{self, grouped, rate, seconds};
-use marlin_engine::Usage;
+use marlin_engine::{Stats, Usage};
 use marlin_eval::machine;
 use serde::Serialize;
+use std::collections::BTreeMap;
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
@@ -88,5 +89,42 @@ impl Metrics {
             parts.push(format!("loaded in {}", seconds(self.load_seconds)));
         }
         parts.join(" · ")
+    }
+}
+
+/// How an engine's steps followed one another.
+#[derive(Clone, Debug, Serialize)]
+pub struct Steps {
+    /// Steps carried out.
+    pub steps: u64,
+    /// Of these, steps enqueued before the one before them was read.
+    pub steps_ahead: u64,
+    /// Why others had to wait for it, without reasons that never occurred.
+    pub forced_waits: BTreeMap<&'static str, u64>,
+    /// Tokens computed ahead for answers that turned out to have ended.
+    pub discarded_tokens: u64,
+}
+
+impl Steps {
+    /// Of an engine so far.
+    pub fn of(stats: &Stats) -> Self {
+        Self {
+            steps: stats.steps,
+            steps_ahead: stats.steps_ahead,
+            forced_waits: stats.waits.iter().map(|(wait, n)| (wait.code(), n)).collect(),
+            discarded_tokens: stats.discarded_tokens,
+        }
+    }
+
+    /// One line for a person.
+    pub fn line(&self) -> String {
+        let waits: Vec<String> = self.forced_waits.iter().map(|(code, n)| format!("{code} {}", grouped(*n))).collect();
+        format!(
+            "{} steps, {} of them enqueued ahead; forced waits: {}; {} tokens discarded",
+            grouped(self.steps),
+            grouped(self.steps_ahead),
+            if waits.is_empty() { "none".to_owned() } else { waits.join(", ") },
+            grouped(self.discarded_tokens)
+        )
     }
 }

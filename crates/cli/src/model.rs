@@ -3,6 +3,7 @@
 use crate::args::{ContextArgs, EngineArgs};
 use crate::device::Runs;
 use crate::error::{Failure, Result};
+use crate::metrics::Steps;
 use crate::progress::Bar;
 use crate::{builtin, output};
 use marlin_checkpoint::text::{ChatTemplate, Tokenizer, TokenizerConfig};
@@ -95,9 +96,10 @@ impl<B: Runs> Loaded<B> {
         self.engine.tokenizer().ok_or_else(|| no_tokenizer(&self.checkpoint))
     }
 
-    /// Says, if `verbose`, what was computed on slower paths than it might be.
+    /// Says, if `verbose`, how steps followed one another and what was computed on slower paths than it might be.
     pub fn say_fallbacks(&self, verbose: bool) {
         if verbose {
+            output::note(&Steps::of(&self.engine.stats()).line());
             let found = self.engine.backend().slower();
             output::note(&output::fallbacks(&found).unwrap_or_else(|| "slower paths: none taken".to_owned()));
         }
@@ -162,6 +164,7 @@ pub fn load_checkpoint<B: Runs>(
         context: context.context.or(options.context),
         kv_tokens: context.kv_tokens.or(options.kv_tokens),
         guard: args.guard,
+        pipeline: if args.no_pipeline { Some(false) } else { options.pipeline },
         ..options
     };
     let eos = checkpoint.generation.eos.clone();

@@ -56,6 +56,9 @@ fn json_has_everything() {
         );
         assert!(logprob["top"][1]["logprob"].as_f64() < logprob["logprob"].as_f64());
     }
+    let count = |key: &str| found[key].as_u64().unwrap();
+    assert_eq!((count("steps"), count("steps_ahead"), count("discarded_tokens")), (3, 0, 0));
+    assert_eq!(found["forced_waits"], serde_json::json!({}));
     let metrics = &found["metrics"];
     assert_eq!((metrics["prompt_tokens"].as_u64(), metrics["generated_tokens"].as_u64()), (Some(2), Some(3)));
     for key in [

@@ -2,8 +2,8 @@
 
 use crate::options::available_memory;
 use crate::{
-    BlockPool, EngineOptions, Error, Event, FinishReason, Finished, Generation, KvSizing, Limits, Plan, PoolStats,
-    Request, RequestId, Result, Scheduler, Usage,
+    BlockPool, EngineOptions, Error, Event, FinishReason, Finished, Generation, KvSizing, Limits, Plan, Request,
+    RequestId, Result, Scheduler, Stats, Usage, Wait,
 };
 use marlin_backend::{Backend, Observer, Sample, SampleRow, SequenceStep, Step, Token};
 use marlin_checkpoint::text::Tokenizer;
@@ -12,35 +12,6 @@ use std::collections::HashMap;
 use std::hash::{BuildHasher, Hasher};
 use std::sync::Arc;
 use std::time::Instant;
-
-/// What the engine is doing and has done.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Stats {
-    /// Requests that hold KV blocks.
-    pub running: usize,
-    /// Requests that do not yet, or no longer, run.
-    pub waiting: usize,
-    /// KV blocks and prefix cache.
-    pub pool: PoolStats,
-    /// Times a request gave its blocks up for older ones.
-    pub preemptions: u64,
-    /// Steps carried out.
-    pub steps: u64,
-    /// Tokens computed, those computed again included.
-    pub computed_tokens: u64,
-    /// Tokens of all prompts accepted.
-    pub prompt_tokens: u64,
-    /// Tokens chosen.
-    pub generated_tokens: u64,
-    /// Requests that ended by a stop token or string.
-    pub stopped: u64,
-    /// Requests that ended by their length.
-    pub full: u64,
-    /// Requests that were cancelled.
-    pub cancelled: u64,
-    /// Requests that failed.
-    pub failed: u64,
-}
 
 /// A whole answer.
 #[derive(Clone, Debug, PartialEq)]
@@ -66,7 +37,22 @@ struct Active {
     first_token: Option<Instant>,
 }
 
+/// A step that is under way.
+struct Flight<B: Backend> {
+    plan: Plan,
+    /// Tokens that it chooses.
+    samples: Option<B::Samples>,
+    /// Whose they are.
+    rows: Vec<RequestId>,
+    /// Why nobody can name them before they are read.
+    wait: Option<Wait>,
+}
+
 /// Runs requests on a model: call [`Engine::step`] as long as it is not [idle](Engine::is_idle).
+///
+/// Where the backend [gains by it](Backend::pipelines), each step is enqueued before the one before it is read, and names its
+/// tokens as that one's samples. What it computes for a request that turns out to have ended is thrown away. So there is
+/// always work for the device; texts are the same.
 pub struct Engine<B: Backend> {
     pub(crate) backend: Arc<B>,
     pub(crate) model: Arc<Model<B>>,
@@ -79,6 +65,10 @@ pub struct Engine<B: Backend> {
     tokenizer: Option<Tokenizer>,
     eos: Vec<u32>,
     active: HashMap<RequestId, Active>,
+    /// Whether steps are enqueued ahead.
+    pipelined: bool,
+    /// The step that has been enqueued and not yet read: someone that it computes for has not ended.
+    flight: Option<Flight<B>>,
     events: Vec<Event>,
     next_id: u64,
     counts: Stats,
@@ -104,11 +94,15 @@ impl<B: Backend> Engine<B> {
         let pool = BlockPool::new(sizing.blocks, sizing.block_size, options.prefix_cache);
         let chunk = options.prefill_chunk.unwrap_or_else(|| backend.prefill_chunk());
         let limits = Limits { max_batch: options.max_batch, chunk, context: sizing.wanted };
+        // A guard reads everything anyway.
+        let pipelined = options.pipeline.unwrap_or(backend.pipelines()) && !options.guard;
         Ok(Self {
             backend,
             model,
             kv,
             chunk,
+            pipelined,
+            flight: None,
             scheduler: Scheduler::new(limits, pool),
             options,
             sizing,
@@ -201,22 +195,36 @@ impl<B: Backend> Engine<B> {
 
     /// Ends a request and frees its blocks; false if it has ended already. The next step tells.
     pub fn cancel(&mut self, id: RequestId) -> bool {
-        self.finish(id, FinishReason::Cancelled)
+        let ended = self.finish(id, FinishReason::Cancelled);
+        self.prune();
+        ended
     }
 
-    /// Carries out one step: at most one token for every running request.
+    /// Carries out one step: at most one token for every running request. Where steps are enqueued ahead, it tells what the
+    /// step enqueued by the call before has chosen.
     ///
     /// After an error, every request that took part has ended; later steps tell so. Others go on.
     pub fn step(&mut self) -> Result<Vec<Event>> {
-        let plan = self.scheduler.schedule();
-        self.note(&plan);
-        if !plan.items.is_empty() {
-            let done = self.run(&plan).and_then(|samples| self.accept(&plan, samples));
-            if let Err(error) = done {
-                for item in &plan.items {
-                    self.finish(item.id, FinishReason::Error(error.to_string()));
+        if let Some(flight) = self.flight.take() {
+            let next = self.plan_ahead(&flight);
+            let launched = next.as_ref().map(|plan| self.launch(plan, Some(&flight)));
+            let landed = self.land(flight);
+            if let (Some(plan), Some(launched)) = (next, launched) {
+                self.counts.steps_ahead += u64::from(launched.is_ok());
+                self.flight = Some(self.launched(plan, launched)?);
+            }
+            self.prune();
+            landed?;
+        }
+        if self.flight.is_none() {
+            let plan = self.scheduler.schedule();
+            if !plan.items.is_empty() {
+                let launched = self.launch(&plan, None);
+                let flight = self.launched(plan, launched)?;
+                match self.pipelined {
+                    true => self.flight = Some(flight),
+                    false => self.land(flight)?,
                 }
-                return Err(error);
             }
         }
         Ok(std::mem::take(&mut self.events))
@@ -280,60 +288,139 @@ impl<B: Backend> Engine<B> {
         }
     }
 
-    /// The step that a plan means: a function of what the scheduler and the requests hold, and of nothing on the
-    /// device.
-    fn build(&self, plan: &Plan) -> (Step, Vec<SampleRow>) {
-        let (mut step, mut rows) = (Step::default(), Vec::new());
+    /// The step after the one under way, if it can be enqueued now.
+    fn plan_ahead(&mut self, flight: &Flight<B>) -> Option<Plan> {
+        if let Some(wait) = self.must_wait(flight) {
+            self.counts.waits.note(wait);
+            return None;
+        }
+        let plan = self.scheduler.schedule_ahead();
+        if plan.is_none() {
+            self.counts.waits.note(Wait::Blocks);
+        }
+        plan.filter(|plan| !plan.items.is_empty())
+    }
+
+    /// Why the next step cannot be enqueued before `flight` is read.
+    fn must_wait(&self, flight: &Flight<B>) -> Option<Wait> {
+        let going_on = |id: &&RequestId| self.scheduler.sequence(**id).is_some_and(|s| s.remaining() > 0);
+        let mut rows = flight.rows.iter().filter(going_on).peekable();
+        rows.peek()?;
+        flight.wait.or_else(|| {
+            let needs = |id: &RequestId| self.active.get(id).is_some_and(|a| a.generation.needs_history());
+            rows.any(needs).then_some(Wait::Penalties)
+        })
+    }
+
+    /// The step that a plan means, which may name tokens that the step `before` chooses: a function of what the scheduler and
+    /// the requests hold, and of nothing on the device.
+    fn build(&self, plan: &Plan, before: Option<&Flight<B>>) -> Result<(Step, Vec<SampleRow>, Vec<RequestId>)> {
+        let chosen: HashMap<RequestId, u32> = before.iter().flat_map(|f| f.rows.iter().copied().zip(0..)).collect();
+        let (mut step, mut rows, mut whose) = (Step::default(), Vec::new(), Vec::new());
         for item in &plan.items {
             let Some(sequence) = self.scheduler.sequence(item.id) else { continue };
-            let end = item.cached + item.len;
-            step.tokens.extend(sequence.tokens()[item.cached..end].iter().map(|t| Token::Id(*t)));
+            let known = sequence.tokens();
+            for position in item.cached..item.cached + item.len {
+                step.tokens.push(match (known.get(position), chosen.get(&item.id)) {
+                    (Some(token), _) => Token::Id(*token),
+                    (None, Some(row)) => Token::Sampled(*row),
+                    (None, None) => return Err(Error::Results { what: "pending tokens", expected: 1, found: 0 }),
+                });
+            }
             let blocks = sequence.blocks().to_vec();
             step.sequences.push(SequenceStep { cached: item.cached, len: item.len, blocks });
             if item.sample
                 && let Some(active) = self.active.get(&item.id)
             {
                 step.outputs.push(step.tokens.len() as u32 - 1);
-                rows.push(active.generation.sample_row());
+                rows.push(active.generation.sample_row(sequence.pending()));
+                whose.push(item.id);
             }
         }
-        (step, rows)
+        Ok((step, rows, whose))
     }
 
-    /// Enqueues a whole step, then waits for the chosen tokens.
-    fn run(&mut self, plan: &Plan) -> Result<Vec<Sample>> {
-        let (step, rows) = self.build(plan);
+    /// Enqueues a whole step behind the step `before`, if that has not been read yet.
+    fn launch(&mut self, plan: &Plan, before: Option<&Flight<B>>) -> Result<Flight<B>> {
+        self.note(plan);
+        let (step, rows, whose) = self.build(plan, before)?;
         let b = self.backend.as_ref();
-        let batch = b.begin(&step, &self.kv, None)?;
+        let batch = b.begin(&step, &self.kv, before.and_then(|f| f.samples.as_ref()))?;
         let guard: Option<&dyn Observer<B>> = if self.options.guard { Some(&NanGuard) } else { None };
         let logits = self.model.forward(b, &batch, &self.kv, guard)?;
         let samples = if rows.is_empty() { None } else { Some(b.sample(&logits, &rows)?) };
         b.submit()?;
+        let wait = (!b.keeps(&rows)).then(|| match rows.iter().any(|row| row.top_logprobs > 0) {
+            true => Wait::LogProbabilities,
+            false => Wait::HostSampling,
+        });
+        self.scheduler.start(plan);
         self.counts.steps += 1;
         self.counts.computed_tokens += step.tokens.len() as u64;
-        let samples = samples.map(|s| b.read_samples(&s)).transpose()?.unwrap_or_default();
-        if samples.len() != rows.len() {
-            return Err(Error::Results { what: "samples", expected: rows.len(), found: samples.len() });
+        Ok(Flight { plan: plan.clone(), samples, rows: whose, wait })
+    }
+
+    /// Ends the requests of a step that could not be enqueued.
+    fn launched(&mut self, plan: Plan, launched: Result<Flight<B>>) -> Result<Flight<B>> {
+        launched.inspect_err(|error| self.fail(&plan, error))
+    }
+
+    /// Waits for a step, and gives every sequence its token.
+    fn land(&mut self, flight: Flight<B>) -> Result<()> {
+        let samples = flight.samples.as_ref().map(|s| self.backend.read_samples(s)).transpose();
+        let read = samples.map_err(Error::from).and_then(|samples| {
+            let (samples, expected) = (samples.unwrap_or_default(), flight.rows.len());
+            match samples.len() == expected {
+                true => Ok(samples),
+                false => Err(Error::Results { what: "samples", expected, found: samples.len() }),
+            }
+        });
+        match read {
+            Ok(samples) => self.accept(&flight.plan, samples),
+            Err(error) => {
+                self.fail(&flight.plan, &error);
+                return Err(error);
+            }
         }
-        Ok(samples)
+        Ok(())
+    }
+
+    /// Ends all requests that took part.
+    fn fail(&mut self, plan: &Plan, error: &Error) {
+        for item in &plan.items {
+            self.finish(item.id, FinishReason::Error(error.to_string()));
+        }
+    }
+
+    /// Gives the step under way up if all its requests have ended meanwhile.
+    fn prune(&mut self) {
+        if let Some(flight) = &self.flight
+            && flight.plan.items.iter().all(|item| !self.active.contains_key(&item.id))
+        {
+            self.counts.discarded_tokens += flight.plan.items.iter().map(|item| item.len as u64).sum::<u64>();
+            self.flight = None;
+        }
     }
 
     /// Gives every sequence its token.
-    fn accept(&mut self, plan: &Plan, samples: Vec<Sample>) -> Result<()> {
+    fn accept(&mut self, plan: &Plan, samples: Vec<Sample>) {
+        let ended = plan.items.iter().filter(|item| !self.active.contains_key(&item.id));
+        self.counts.discarded_tokens += ended.map(|item| item.len as u64).sum::<u64>();
         let chosen = plan.items.iter().filter(|item| item.sample);
         let (good, bad): (Vec<_>, Vec<_>) = chosen.zip(samples).partition(|(_, s)| s.logprob.is_finite());
+        let mut poisoned = false;
         for (item, _) in &bad {
             let error = Error::NotFinite { id: item.id, position: item.cached + item.len };
-            self.finish(item.id, FinishReason::Error(error.to_string()));
+            poisoned |= self.finish(item.id, FinishReason::Error(error.to_string()));
         }
-        if !bad.is_empty() {
+        if poisoned {
             // What they computed is not to be found by others.
             self.scheduler.pool_mut().clear_cache();
         }
         self.scheduler.advance(plan);
         for (item, sample) in good {
-            self.scheduler.push(item.id, sample.token);
             let Some(active) = self.active.get_mut(&item.id) else { continue };
+            self.scheduler.push(item.id, sample.token);
             active.first_token.get_or_insert_with(Instant::now);
             self.counts.generated_tokens += 1;
             let (event, end) = active.generation.accept(sample);
@@ -342,7 +429,6 @@ impl<B: Backend> Engine<B> {
                 self.finish(item.id, reason);
             }
         }
-        Ok(())
     }
 
     fn finish(&mut self, id: RequestId, reason: FinishReason) -> bool {

@@ -83,8 +83,14 @@ impl Generation {
         self.generated
     }
 
-    /// How the next token is to be chosen.
-    pub fn sample_row(&self) -> SampleRow {
+    /// Whether the tokens before it change the choice of the next one.
+    pub fn needs_history(&self) -> bool {
+        self.sampling.needs_history()
+    }
+
+    /// How the next token but `pending` is to be chosen. If [the tokens before it change that](Self::needs_history), none may
+    /// be pending.
+    pub fn sample_row(&self, pending: usize) -> SampleRow {
         let s = &self.sampling;
         SampleRow {
             temperature: s.temperature,
@@ -96,7 +102,7 @@ impl Generation {
             frequency_penalty: s.frequency_penalty,
             logit_bias: s.logit_bias.clone(),
             seed: self.seed,
-            draw: self.generated as u64,
+            draw: (self.generated + pending) as u64,
             seen: self.seen.clone(),
             top_logprobs: s.top_logprobs,
             vocab: self.vocab,

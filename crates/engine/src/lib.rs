@@ -4,7 +4,8 @@
 //! * [`Sequence`]: a request's tokens and the blocks that hold what has been computed of them.
 //! * [`Scheduler`]: continuous batching over plain data: which tokens of which sequences come next.
 //! * [`Generation`]: what one request makes of its tokens: text, stop strings, the end.
-//! * [`Engine`]: the above with a model and a backend: requests in, events out; and scoring of given tokens.
+//! * [`Engine`]: the above with a model and a backend: requests in, events out; and scoring of given tokens. On backends that gain
+//!   by it, a step is enqueued before the one before it is read; [`Stats`] tells what forced others to wait ([`Wait`]).
 //!
 //! Only the engine knows that there is a device; everything else is tested without one.
 
@@ -21,10 +22,11 @@ mod request;
 mod scheduler;
 mod score;
 mod sequence;
+mod stats;
 mod stop;
 
 pub use block_pool::{BlockPool, Chain, PoolStats};
-pub use engine::{Completion, Engine, Stats};
+pub use engine::{Completion, Engine};
 pub use error::{Error, Result};
 pub use generation::Generation;
 pub use options::{EngineOptions, KvSizing};
@@ -32,4 +34,5 @@ pub use request::{Event, FinishReason, Finished, Request, RequestId, Sampling, T
 pub use scheduler::{Item, Limits, Plan, Scheduler};
 pub use score::{LogitRows, Window, log_probability};
 pub use sequence::Sequence;
+pub use stats::{Stats, Wait, Waits};
 pub use stop::StopMatcher;

@@ -22,6 +22,9 @@ pub struct EngineOptions {
     pub prefix_cache: bool,
     /// Bytes of logits that scoring asks for at once.
     pub logits_memory: usize,
+    /// Whether each step is enqueued before the one before it is read; `None` does so on backends that gain by it. Texts are
+    /// the same.
+    pub pipeline: Option<bool>,
     /// Whether every linear's output is looked at, and a request whose pass computes something that is not a number fails with
     /// the name of the first such layer. Slow.
     pub guard: bool,
@@ -38,6 +41,7 @@ impl Default for EngineOptions {
             prefill_chunk: None,
             prefix_cache: true,
             logits_memory: 32 << 20,
+            pipeline: None,
             guard: false,
         }
     }

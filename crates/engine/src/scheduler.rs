@@ -72,7 +72,7 @@ impl Scheduler {
         if total.div_ceil(block_size) > blocks {
             return Err(Error::Pool { prompt: length, generated: generate, block_size, blocks });
         }
-        self.waiting.push_back(Sequence::new(id, prompt));
+        self.waiting.push_back(Sequence::new(id, prompt, generate));
         Ok(())
     }
 
@@ -116,29 +116,40 @@ impl Scheduler {
         self.running.iter().find(|s| s.id() == id)
     }
 
-    /// The next step. Its blocks are reserved; [`Scheduler::advance`] says that it was carried out.
+    /// The next step, while none is under way. Its blocks are reserved; [`Scheduler::start`] says that it is under way,
+    /// [`Scheduler::advance`] that it was carried out.
     pub fn schedule(&mut self) -> Plan {
+        self.plan(true).unwrap_or_default()
+    }
+
+    /// The step after the one under way, before anybody knows which tokens that chooses and who ends with it; `None` if
+    /// it would take blocks from a sequence, for the step under way may yet free some.
+    pub fn schedule_ahead(&mut self) -> Option<Plan> {
+        self.plan(false)
+    }
+
+    fn plan(&mut self, preempts: bool) -> Option<Plan> {
         let mut plan = Plan::default();
         // Which of `running` take part; preemption only ever shortens `running` at its end.
         let mut planned = vec![false; self.running.len()];
-        self.plan_decodes(&mut plan, &mut planned);
+        self.plan_decodes(&mut plan, &mut planned, preempts)?;
         let mut budget = self.limits.chunk.saturating_sub(plan.items.len()).max(1);
-        let short = self.plan_chunks(&mut plan, &planned, &mut budget);
+        let short = self.plan_chunks(&mut plan, &planned, &mut budget, preempts)?;
         if !short && plan.preempted.is_empty() {
             self.admit(&mut plan, budget);
         }
-        plan
+        Some(plan)
     }
 
     /// Sequences that need one token, the oldest first.
-    fn plan_decodes(&mut self, plan: &mut Plan, planned: &mut [bool]) {
+    fn plan_decodes(&mut self, plan: &mut Plan, planned: &mut [bool], preempts: bool) -> Option<()> {
         let mut i = 0;
         while i < self.running.len() {
             let sequence = &mut self.running[i];
             if sequence.remaining() == 1 {
-                if !sequence.reserve(sequence.tokens().len(), &mut self.pool) {
+                if !sequence.reserve(sequence.length(), &mut self.pool) {
                     // Everything planned so far is older than the youngest.
-                    self.preempt_youngest(plan);
+                    preempts.then(|| self.preempt_youngest(plan))?;
                     continue;
                 }
                 planned[i] = true;
@@ -146,10 +157,11 @@ impl Scheduler {
             }
             i += 1;
         }
+        Some(())
     }
 
     /// Chunks of running prompts, the oldest first; gives whether one of them lacked blocks.
-    fn plan_chunks(&mut self, plan: &mut Plan, planned: &[bool], budget: &mut usize) -> bool {
+    fn plan_chunks(&mut self, plan: &mut Plan, planned: &[bool], budget: &mut usize, preempts: bool) -> Option<bool> {
         let mut i = 0;
         while i < self.running.len() && *budget > 0 {
             let sequence = &mut self.running[i];
@@ -159,9 +171,9 @@ impl Scheduler {
                 if len == 0 {
                     let last = self.running.len() - 1;
                     if last == i || planned[last] {
-                        return true;
+                        return Some(true);
                     }
-                    self.preempt_youngest(plan);
+                    preempts.then(|| self.preempt_youngest(plan))?;
                     continue;
                 }
                 sequence.reserve(sequence.computed() + len, &mut self.pool);
@@ -170,7 +182,7 @@ impl Scheduler {
             }
             i += 1;
         }
-        false
+        Some(false)
     }
 
     /// Lets waiting sequences run while there are places, tokens and blocks for all that is known of them.
@@ -215,11 +227,20 @@ impl Scheduler {
         }
     }
 
+    /// The plan is under way: its tokens are being computed, others chosen.
+    pub fn start(&mut self, plan: &Plan) {
+        for item in &plan.items {
+            if let Some(sequence) = self.running.iter_mut().find(|s| s.id() == item.id) {
+                sequence.start(item.len, item.sample);
+            }
+        }
+    }
+
     /// The plan's tokens have been computed.
     pub fn advance(&mut self, plan: &Plan) {
         for item in &plan.items {
             if let Some(sequence) = self.running.iter_mut().find(|s| s.id() == item.id) {
-                sequence.advance(item.len, &mut self.pool);
+                sequence.advance(item.cached + item.len, &mut self.pool);
             }
         }
     }
@@ -244,7 +265,7 @@ impl Scheduler {
 
 /// Blocks that a sequence does not yet hold for the tokens it knows.
 fn blocks_missing(sequence: &Sequence, block_size: usize) -> usize {
-    sequence.tokens().len().div_ceil(block_size).saturating_sub(sequence.blocks().len())
+    sequence.length().div_ceil(block_size).saturating_sub(sequence.blocks().len())
 }
 
 fn item(sequence: &Sequence, len: usize) -> Item {

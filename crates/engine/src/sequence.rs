@@ -2,12 +2,17 @@
 
 use crate::{BlockPool, Chain, RequestId};
 
-/// Tokens known so far, and the part of them whose KV is in the pool.
+/// Tokens known so far, and the part of them whose KV is in the pool or will be once the steps under way are done.
+///
+/// The last tokens may be *pending*: steps under way choose them, and nobody has read them yet.
 #[derive(Clone, Debug)]
 pub struct Sequence {
     id: RequestId,
     tokens: Vec<u32>,
+    pending: usize,
     prompt: usize,
+    /// Tokens that it ends with at the latest.
+    most: usize,
     computed: usize,
     blocks: Vec<u32>,
     /// Leading blocks that are full and known to the cache, and the chain they end.
@@ -16,10 +21,11 @@ pub struct Sequence {
 }
 
 impl Sequence {
-    /// A sequence of which nothing has been computed.
-    pub fn new(id: RequestId, prompt: Vec<u32>) -> Self {
-        let length = prompt.len();
-        Self { id, tokens: prompt, prompt: length, computed: 0, blocks: Vec::new(), sealed: 0, chain: Chain::ROOT }
+    /// A sequence of which nothing has been computed, and whose answer has at most `generate` tokens.
+    pub fn new(id: RequestId, prompt: Vec<u32>, generate: usize) -> Self {
+        let (length, most) = (prompt.len(), prompt.len().saturating_add(generate));
+        let (blocks, chain) = (Vec::new(), Chain::ROOT);
+        Self { id, tokens: prompt, pending: 0, prompt: length, most, computed: 0, blocks, sealed: 0, chain }
     }
 
     /// Whose it is.
@@ -27,7 +33,7 @@ impl Sequence {
         self.id
     }
 
-    /// Prompt and answer.
+    /// Prompt and answer, without what is pending.
     pub fn tokens(&self) -> &[u32] {
         &self.tokens
     }
@@ -42,14 +48,24 @@ impl Sequence {
         self.tokens.len() - self.prompt
     }
 
-    /// Leading tokens whose KV is in the pool.
+    /// Tokens that steps under way choose.
+    pub fn pending(&self) -> usize {
+        self.pending
+    }
+
+    /// Tokens, pending ones included.
+    pub fn length(&self) -> usize {
+        self.tokens.len() + self.pending
+    }
+
+    /// Leading tokens whose KV is in the pool, or will be once the steps under way are done.
     pub fn computed(&self) -> usize {
         self.computed
     }
 
-    /// Tokens still to be computed.
+    /// Tokens still to be computed; none of a sequence that only waits to know its last one.
     pub fn remaining(&self) -> usize {
-        self.tokens.len() - self.computed
+        if self.pending > 0 && self.length() >= self.most { 0 } else { self.length() - self.computed }
     }
 
     /// The block table.
@@ -57,9 +73,10 @@ impl Sequence {
         &self.blocks
     }
 
-    /// Adds a chosen token.
+    /// Adds a chosen token: the first pending one, if there is one.
     pub fn push(&mut self, token: u32) {
         self.tokens.push(token);
+        self.pending = self.pending.saturating_sub(1);
     }
 
     /// Takes over the cached blocks that hold a prefix, for a sequence that has none.
@@ -90,11 +107,18 @@ impl Sequence {
         }
     }
 
-    /// `count` more tokens have been computed; blocks that are full now become known to the cache.
+    /// A step is under way that computes `count` more tokens and, if so, chooses one.
+    pub fn start(&mut self, count: usize, chooses: bool) {
+        self.computed = (self.computed + count).min(self.length());
+        self.pending += usize::from(chooses);
+    }
+
+    /// The first `count` tokens are known to have been computed well; blocks that are full of them become known to the
+    /// cache.
     pub fn advance(&mut self, count: usize, pool: &mut BlockPool) {
-        self.computed = (self.computed + count).min(self.tokens.len());
         let size = pool.block_size();
-        while (self.sealed + 1) * size <= self.computed {
+        let count = count.min(self.computed).min(self.tokens.len());
+        while (self.sealed + 1) * size <= count {
             let content = &self.tokens[self.sealed * size..(self.sealed + 1) * size];
             let (block, chain) = pool.seal(self.blocks[self.sealed], self.chain, content);
             self.blocks[self.sealed] = block;

@@ -59,13 +59,17 @@ fn engine<B: Backend>(b: B, folder: &Path, options: EngineOptions) -> Engine<B> 
     Engine::new(Arc::new(b), Arc::new(model), Some(tokenizer), eos, options).unwrap()
 }
 
+fn defaults() -> EngineOptions {
+    EngineOptions { pipeline: Some(module_path!().starts_with("pipelined")), ..EngineOptions::default() }
+}
+
 fn greedy(prompt: &[u32], tokens: usize) -> Request {
     Request { max_tokens: Some(tokens), ..Request::new(prompt.to_vec()) }
 }
 
 /// Both prompts in one batch, prefilled in small chunks.
 fn compare<B: Backend>(b: B, folder: &Path, tokens: usize) {
-    let options = EngineOptions { kv_tokens: Some(512), prefill_chunk: Some(16), ..EngineOptions::default() };
+    let options = EngineOptions { kv_tokens: Some(512), prefill_chunk: Some(16), ..defaults() };
     let mut engine = engine(b, folder, options);
     let wanted = ["tale", "chat"].map(|name| expected(folder, name));
     let ids = wanted.each_ref().map(|e| engine.submit(greedy(&e.prompt, tokens)).unwrap());
@@ -142,16 +146,12 @@ fn company_chunks_and_preemption_change_nothing_in_exact_mode() {
     };
     let prompts = [(&tale[..], 40), (&tale[..1], 30), (&long[..97], 24), (&tale[..7], 50), (&long[..64], 20)];
     let requests: Vec<Request> = prompts.into_iter().zip(0..).map(|(p, seed)| request(p, seed)).collect();
-    let options = || EngineOptions { kv_tokens: Some(1024), block_size: 16, ..EngineOptions::default() };
+    let options = || EngineOptions { kv_tokens: Some(1024), block_size: 16, ..defaults() };
     let mut single = engine(cpu(), &fable(), EngineOptions { prefix_cache: false, ..options() });
     let alone: Vec<_> = requests.iter().flat_map(|r| together(&mut single, std::slice::from_ref(r))).collect();
     for (prefill_chunk, block_size, kv_tokens) in [(1, 16, 1024), (3, 8, 1024), (7, 32, 1024), (64, 16, 160)] {
-        let options = EngineOptions {
-            prefill_chunk: Some(prefill_chunk),
-            block_size,
-            kv_tokens: Some(kv_tokens),
-            ..EngineOptions::default()
-        };
+        let options =
+            EngineOptions { prefill_chunk: Some(prefill_chunk), block_size, kv_tokens: Some(kv_tokens), ..defaults() };
         let mut engine = engine(cpu(), &fable(), options);
         assert_eq!(together(&mut engine, &requests), alone, "chunks of {prefill_chunk}");
         assert_eq!(engine.stats().preemptions > 0, kv_tokens == 160, "{:?}", engine.stats());
@@ -161,7 +161,7 @@ fn company_chunks_and_preemption_change_nothing_in_exact_mode() {
 /// A second turn after the first finds all whole blocks of prompt and answer, and goes on as if computed from nothing.
 #[test]
 fn a_chat_goes_on_where_it_was() {
-    let options = EngineOptions { kv_tokens: Some(512), block_size: 8, ..EngineOptions::default() };
+    let options = EngineOptions { kv_tokens: Some(512), block_size: 8, ..defaults() };
     let mut engine = engine(cpu(), &fable(), options);
     let chat = expected(&fable(), "chat");
     let first = engine.complete(greedy(&chat.prompt, 30)).unwrap();
@@ -182,7 +182,7 @@ fn a_chat_goes_on_where_it_was() {
 
 #[test]
 fn a_stop_string_ends_the_tale() {
-    let options = EngineOptions { kv_tokens: Some(256), ..EngineOptions::default() };
+    let options = EngineOptions { kv_tokens: Some(256), ..defaults() };
     let mut engine = engine(cpu(), &fable(), options);
     let tale = expected(&fable(), "tale");
     let stop = Request { stop: vec!["iful and b".into()], ..greedy(&tale.prompt, 64) };
@@ -200,7 +200,7 @@ fn perplexity_is_that_of_transformers() {
         return;
     };
     let ids: Vec<u32> = bytes.as_chunks::<4>().0.iter().take(2048).map(|b| u32::from_le_bytes(*b)).collect();
-    let options = EngineOptions { prefill_chunk: Some(1024), logits_memory: 4 << 20, ..EngineOptions::default() };
+    let options = EngineOptions { prefill_chunk: Some(1024), logits_memory: 4 << 20, ..defaults() };
     let mut engine = engine(cpu(), &fable(), options);
     // Every window rates the tokens that the one before has not.
     let (mut windows, mut rated) = (Vec::new(), 1);

@@ -3,12 +3,12 @@
 use crate::{Error, Result, Summary, routing};
 use marlin_backend::Backend;
 use marlin_backend::sampling::mix;
-use marlin_engine::{Engine, Event, FinishReason, Request};
+use marlin_engine::{Engine, Event, FinishReason, Request, Sampling};
 use serde::Serialize;
 use std::time::Instant;
 
 /// What is timed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct LatencyOptions {
     /// Tokens of the prompt whose prefill is timed; 0 for none.
     pub prompt: usize,
@@ -22,6 +22,8 @@ pub struct LatencyOptions {
     pub repeats: usize,
     /// Whether to look, afterwards, how many experts tokens were sent to; that takes another pass.
     pub experts: bool,
+    /// How tokens are chosen; without a seed, by one that is the same every time.
+    pub sampling: Sampling,
 }
 
 /// What was measured.
@@ -62,10 +64,11 @@ struct Round {
 /// the work by answering false.
 pub fn latency<B: Backend>(
     engine: &mut Engine<B>,
-    options: LatencyOptions,
+    options: &LatencyOptions,
     progress: &mut dyn FnMut(usize, usize) -> bool,
 ) -> Result<Latency> {
-    let LatencyOptions { prompt, generate, depth, warmup, repeats, experts } = options;
+    let LatencyOptions { prompt, generate, depth, warmup, repeats, experts, .. } = *options;
+    let sampling = &options.sampling;
     if repeats == 0 {
         return Err(Error::setting("repeats", "at least 1", repeats));
     }
@@ -81,12 +84,12 @@ pub fn latency<B: Backend>(
         }
         let first = match prompt {
             0 => None,
-            _ => Some(round(engine, prompt, 0, number, &mut || progress(number, total))?.first),
+            _ => Some(round(engine, prompt, 0, sampling, number, &mut || progress(number, total))?.first),
         };
         let later = match generate {
             0 => Vec::new(),
             _ => {
-                let round = round(engine, depth.max(1), generate, number, &mut || progress(number, total))?;
+                let round = round(engine, depth.max(1), generate, sampling, number, &mut || progress(number, total))?;
                 last = round.tokens;
                 round.later
             }
@@ -131,13 +134,15 @@ fn round<B: Backend>(
     engine: &mut Engine<B>,
     prompt: usize,
     later: usize,
+    sampling: &Sampling,
     seed: usize,
     go_on: &mut dyn FnMut() -> bool,
 ) -> Result<Round> {
     let vocab = engine.vocab().max(1) as u64;
     // Arbitrary tokens, so that a mixture's experts are all used.
     let mut tokens: Vec<u32> = (0..prompt as u64).map(|i| (mix(i ^ (seed as u64) << 32) % vocab) as u32).collect();
-    let request = Request { max_tokens: Some(later + 1), ignore_eos: true, ..Request::new(tokens.clone()) };
+    let sampling = Sampling { seed: Some(sampling.seed.unwrap_or(seed as u64)), ..sampling.clone() };
+    let request = Request { sampling, max_tokens: Some(later + 1), ignore_eos: true, ..Request::new(tokens.clone()) };
     let start = Instant::now();
     let id = engine.submit(request)?;
     let mut times = Vec::with_capacity(later + 1);

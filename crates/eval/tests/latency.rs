@@ -3,7 +3,7 @@
 
 use marlin_backend::Reference;
 use marlin_checkpoint::Checkpoint;
-use marlin_engine::{Engine, EngineOptions};
+use marlin_engine::{Engine, EngineOptions, Sampling};
 use marlin_eval::{Error, LatencyOptions, latency};
 use marlin_models::{LoadOptions, Model};
 use std::path::Path;
@@ -17,8 +17,16 @@ fn a_round_that_is_stopped_leaves_nothing_behind() {
     let options = EngineOptions { prefix_cache: false, ..EngineOptions::default() };
     let mut engine = Engine::new(Arc::new(Reference), Arc::new(model), None, Vec::new(), options).unwrap();
     let mut asked = 0;
-    let options = LatencyOptions { prompt: 0, generate: 1000, depth: 2, warmup: 0, repeats: 1, experts: true };
-    let stopped = latency(&mut engine, options, &mut |_, _| {
+    let options = LatencyOptions {
+        prompt: 0,
+        generate: 1000,
+        depth: 2,
+        warmup: 0,
+        repeats: 1,
+        experts: true,
+        sampling: Sampling::default(),
+    };
+    let stopped = latency(&mut engine, &options, &mut |_, _| {
         asked += 1;
         asked < 5
     });

@@ -98,6 +98,7 @@ pub struct Simulated {
     memory: Mutex<HashMap<u64, Memory>>,
     functions: Mutex<Vec<Compiled>>,
     recordings: Mutex<Recordings>,
+    fetches: Mutex<HashMap<u64, Vec<u8>>>,
 }
 
 /// A launch that is to be run later.
@@ -136,7 +137,7 @@ impl Simulated {
             longest_buffer: 1 << 31,
         };
         let (memory, functions, recordings) = (Mutex::default(), Mutex::default(), Mutex::default());
-        Self { info, order, memory, functions, recordings }
+        Self { info, order, memory, functions, recordings, fetches: Mutex::default() }
     }
 
     /// Why it cannot run here, if it cannot: there is no compiler.
@@ -283,6 +284,27 @@ impl Device for Simulated {
         // SAFETY: as above.
         unsafe { std::ptr::copy_nonoverlapping(from, out.as_mut_ptr(), out.len()) };
         Ok(())
+    }
+
+    /// What is there now, whatever is written afterwards.
+    fn fetch(&self, from: Handle, offset: usize, bytes: usize) -> Result<Option<u64>> {
+        let mut copy = vec![0; bytes];
+        self.download(from, offset, &mut copy)?;
+        static NEXT: std::sync::atomic::AtomicU64 = std::sync::atomic::AtomicU64::new(0);
+        let number = NEXT.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        lock(&self.fetches).insert(number, copy);
+        Ok(Some(number))
+    }
+
+    fn fetched(&self, number: u64, out: &mut [u8]) -> Result<()> {
+        let fetches = lock(&self.fetches);
+        let copy = fetches.get(&number).filter(|copy| copy.len() == out.len());
+        out.copy_from_slice(copy.ok_or_else(|| device("no such copy"))?);
+        Ok(())
+    }
+
+    fn forget_fetch(&self, number: u64) {
+        lock(&self.fetches).remove(&number);
     }
 
     fn compile(&self, text: &str, entries: &[Entry]) -> Result<Vec<Function>> {

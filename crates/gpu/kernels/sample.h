@@ -53,7 +53,8 @@ FN void greedy_part(Where at, DEVICE const float *logits, DEVICE uint *found, CO
   }
 }
 
-// One simdgroup a row. Grid [rows].
+// The token of each row, how much less than the best its logit is (nothing, or NaN if that is no number), how far the next one is behind,
+// and the sum of exponentials. One simdgroup a row. Grid [rows].
 FN void greedy_join(Where at, DEVICE const uint *found, DEVICE uint *chosen, CONSTANT GreedyArgs &a) {
   DEVICE const uint *in = found + 4 * at.group.x * a.parts;
   float best = nothing(), second = nothing();
@@ -66,8 +67,8 @@ FN void greedy_join(Where at, DEVICE const uint *found, DEVICE uint *chosen, CON
   if (at.lane == 0) {
     DEVICE uint *out = chosen + 4 * at.group.x;
     out[0] = token == ~0u ? 0u : token;  // nothing but NaN
-    out[1] = as_u32(best);
-    out[2] = as_u32(second);
+    out[1] = as_u32(best - best);
+    out[2] = as_u32(best - second);
     out[3] = as_u32(sum);
   }
 }

@@ -242,6 +242,22 @@ impl<T> Slice<T> {
     }
 }
 
+/// Values on their way to the host.
+pub struct Fetch<T> {
+    device: Arc<dyn Device>,
+    /// The device's number for it, if it can do such a thing.
+    number: Option<u64>,
+    from: Slice<T>,
+}
+
+impl<T> Drop for Fetch<T> {
+    fn drop(&mut self) {
+        if let Some(number) = self.number {
+            self.device.forget_fetch(number);
+        }
+    }
+}
+
 /// A type whose values are plain bits.
 ///
 /// # Safety
@@ -508,6 +524,29 @@ impl Gpu {
                 unsafe { std::slice::from_raw_parts_mut(values.as_mut_ptr().cast(), size_of_val(values.as_slice())) };
             self.device.download(from.buffer.allocation.handle, from.offset, out)?;
         }
+        Ok(values)
+    }
+
+    /// Begins to copy values to the host, so that [`Gpu::fetched`] need not wait for what is asked for after this. Nothing may
+    /// write them as long as the copy is there.
+    pub fn fetch<T: Plain>(&self, from: &Slice<T>) -> Result<Fetch<T>> {
+        let _turn = self.not_recorded("reading")?;
+        let handle = from.buffer.allocation.handle;
+        let number = match from.bytes {
+            0 => None,
+            bytes => self.device.fetch(handle, from.offset, bytes)?,
+        };
+        Ok(Fetch { device: self.device.clone(), number, from: from.clone() })
+    }
+
+    /// The values, once they are there.
+    pub fn fetched<T: Plain + Default>(&self, fetch: &Fetch<T>) -> Result<Vec<T>> {
+        let Some(number) = fetch.number else { return self.read(&fetch.from) };
+        let mut values = vec![T::default(); fetch.from.len()];
+        self.waits.fetch_add(1, Relaxed);
+        // SAFETY: the bytes of `values`, of which every pattern is a value.
+        let out = unsafe { std::slice::from_raw_parts_mut(values.as_mut_ptr().cast(), size_of_val(values.as_slice())) };
+        self.device.fetched(number, out)?;
         Ok(values)
     }
 

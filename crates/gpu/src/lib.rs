@@ -20,4 +20,4 @@ pub mod source;
 pub use backend::{GpuBackend, GpuOptions, GpuRecordings};
 pub use device::Device;
 pub use error::{Error, Result};
-pub use gpu::{Buffer, Counts, Gpu, KernelTime, MemoryStatistics, Recording, Slice};
+pub use gpu::{Buffer, Counts, Fetch, Gpu, KernelTime, MemoryStatistics, Recording, Slice};

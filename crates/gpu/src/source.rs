@@ -99,6 +99,7 @@ const FILES: &[(&str, &str)] = &[
     ("latent.h", include_str!("../kernels/latent.h")),
     ("route.h", include_str!("../kernels/route.h")),
     ("sample.h", include_str!("../kernels/sample.h")),
+    ("draw.h", include_str!("../kernels/draw.h")),
     ("weights.h", include_str!("../kernels/weights.h")),
     ("gemv.h", include_str!("../kernels/gemv.h")),
     ("trellis.h", include_str!("../kernels/trellis.h")),
@@ -118,6 +119,7 @@ const TENSOR: &[&str] = &["attention_tiles.h", "stream.h", "trellis_stream.h", "
 /// What a file uses besides the preludes.
 fn needs(file: &str) -> &'static [&'static str] {
     match file {
+        "draw.h" => &["sample.h"],
         "gemv.h" => &["weights.h"],
         "gemm.h" | "simple.h" => &["weights.h", "trellis.h"],
         "panel.h" => &["hadamard.h", "elementwise.h", "weights.h", "trellis.h"],

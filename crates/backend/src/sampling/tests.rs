@@ -341,8 +341,33 @@ fn the_generator_is_splitmix64() {
     }
     for token in 0..100_000 {
         let u = uniform(42, token);
-        assert!(u > 0.0 && u < 1.0);
+        assert!(u % 2 == 1 && u < ONE);
         assert!((-3.7..=36.8).contains(&gumbel(u)));
     }
-    assert!(gumbel(0.5 / (1u64 << 52) as f64) > -3.7 && gumbel(1.0 - 0.5 / (1u64 << 52) as f64) < 36.8);
+    assert!(gumbel(1) > -3.7 && gumbel(ONE - 1) < 36.8);
+}
+
+/// Against f64's logarithms, over all magnitudes of the uniform number and of its distance from 1.
+#[test]
+fn noise_is_gumbels() {
+    let mut random = Xorshift::new(9);
+    let exact = |uniform: u64| {
+        let (u, rest) = (uniform as f64 / ONE as f64, (ONE - uniform) as f64 / ONE as f64);
+        let t = if u < 0.5 { -u.ln() } else { -(-rest).ln_1p() };
+        -t.ln()
+    };
+    let (mut least, mut most) = (f32::INFINITY, f32::NEG_INFINITY);
+    for bits in 1..=53 {
+        for _ in 0..2000 {
+            let within = ((f64::from(random.unit()).abs() * (1u64 << bits) as f64) as u64) | 1;
+            for uniform in [within.min(ONE - 1), ONE - within.min(ONE - 1)] {
+                let found = gumbel(uniform);
+                let expected = exact(uniform);
+                let off = (f64::from(found) - expected).abs();
+                assert!(off < 3e-7 * expected.abs().max(1.0) + 2e-7, "{uniform}: {found} {expected}");
+                (least, most) = (least.min(found), most.max(found));
+            }
+        }
+    }
+    assert!(least < -3.6 && most > 36.7 && most - least < NOISE_SPAN, "{least} {most}");
 }

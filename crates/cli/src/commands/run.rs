@@ -4,7 +4,7 @@ use crate::answer::{Answer, TokenLogprob, answer};
 use crate::args::{ContextArgs, EngineArgs};
 use crate::device::{Runs, on_device};
 use crate::error::{Failure, Result};
-use crate::metrics::Metrics;
+use crate::metrics::{Metrics, Steps};
 use crate::model::{self, Loaded, Prompt};
 use crate::sampling::{self, SamplingArgs, StopArgs};
 use crate::values::Switch;
@@ -70,6 +70,8 @@ struct Report<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     logprobs: Option<&'a [TokenLogprob]>,
     metrics: Metrics,
+    #[serde(flatten)]
+    steps: Steps,
     /// Products that took a slower path.
     fallbacks: Snapshot,
 }
@@ -134,6 +136,7 @@ fn print_json<B: Runs>(args: &Args, loaded: &Loaded<B>, answer: &Answer, metrics
         seed: answer.seed,
         logprobs: args.logprobs.map(|_| answer.logprobs.as_slice()),
         metrics,
+        steps: Steps::of(&loaded.engine.stats()),
         fallbacks: loaded.engine.backend().slower(),
     })
 }

@@ -8,7 +8,14 @@ mod common;
 /// A step that the device refuses ends the requests that took part; the engine goes on.
 #[test]
 fn a_failed_step_ends_its_requests_only() {
-    let mut engine = engine(EngineOptions { max_batch: 2, prefix_cache: false, ..options() });
+    for pipeline in [false, true] {
+        failed_step(pipeline);
+    }
+}
+
+fn failed_step(pipeline: bool) {
+    let pipeline = Some(pipeline);
+    let mut engine = engine(EngineOptions { max_batch: 2, prefix_cache: false, pipeline, ..options() });
     let ids = [1, 2, 3].map(|seed| engine.submit(request(prompt(seed, 10), 5, 0)).unwrap());
     engine.step().unwrap();
     // A pool of one block: block tables no longer fit it.

@@ -81,13 +81,13 @@ fn eos_can_be_ignored_and_other_tokens_stop() {
 fn draws_and_counts_follow_the_answer() {
     let mut request = Request::new(vec![0, 1, 0]);
     let plain = Generation::new(RequestId(1), &request, 9, &[], 10, 5, None);
-    assert!(plain.sample_row().seen.is_empty());
+    assert!(plain.sample_row(0).seen.is_empty());
     request.sampling.repetition_penalty = 1.1;
     let mut g = Generation::new(RequestId(1), &request, 9, &[], 10, 5, None);
     for token in [1, 4, 4] {
         assert_eq!(g.accept(sample(token)).0.text, "");
     }
-    let row = g.sample_row();
+    let row = g.sample_row(0);
     assert_eq!((row.draw, row.seed, row.vocab), (3, 5, 10));
     let seen = |token, prompt, answer| Seen { token, prompt, answer };
     assert_eq!(row.seen, [seen(0, 2, 0), seen(1, 1, 1), seen(4, 0, 2)]);

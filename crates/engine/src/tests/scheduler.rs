@@ -13,11 +13,17 @@ fn lens(plan: &Plan) -> Vec<(u64, usize, usize, bool)> {
     plan.items.iter().map(|i| (i.id.0, i.cached, i.len, i.sample)).collect()
 }
 
-/// Carries a plan out: every sampled sequence gets a token that depends on its own state only.
+/// Carries a plan out at once.
 fn carry_out(s: &mut Scheduler, plan: &Plan) {
+    s.start(plan);
+    land(s, plan);
+}
+
+/// The end of a plan under way: every sampled sequence that is still there gets a token that depends on its own state only.
+fn land(s: &mut Scheduler, plan: &Plan) {
     s.advance(plan);
     for item in plan.items.iter().filter(|i| i.sample) {
-        let sequence = s.sequence(item.id).unwrap();
+        let Some(sequence) = s.sequence(item.id) else { continue };
         let token = sequence.tokens().iter().fold(7u32, |h, t| h.wrapping_mul(31).wrapping_add(*t)) % 50_000;
         s.push(item.id, token);
     }
@@ -174,6 +180,17 @@ fn check_pool(s: &Scheduler) {
 /// the others, on chunks, on caching or on preemption.
 #[test]
 fn random_workloads_end_without_leaks_and_with_the_same_tokens() {
+    workloads(false);
+}
+
+/// The same when every step is planned before the one before it is known.
+#[test]
+fn random_workloads_planned_ahead_end_without_leaks_and_with_the_same_tokens() {
+    workloads(true);
+}
+
+fn workloads(ahead: bool) {
+    let (mut together, mut waited) = (0, 0);
     for seed in 1..=100u64 {
         let mut random = Xorshift(seed.wrapping_mul(0x9E37_79B9_7F4A_7C15));
         let blocks = 6 + random.below(12) as u32;
@@ -181,6 +198,7 @@ fn random_workloads_end_without_leaks_and_with_the_same_tokens() {
         let mut s = Scheduler::new(limits, BlockPool::new(blocks, 4, seed % 3 > 0));
         let mut wanted = std::collections::HashMap::new();
         let (mut next, mut ended, mut cancelled) = (0u64, 0, 0);
+        let mut under_way: Option<Plan> = None;
         for steps in 0.. {
             assert!(steps < 20_000, "seed {seed}: no end");
             if next < 20 && random.below(3) == 0 {
@@ -196,12 +214,26 @@ fn random_workloads_end_without_leaks_and_with_the_same_tokens() {
             if random.below(40) == 0 && next > 0 && s.remove(RequestId(random.below(next as usize) as u64)) {
                 cancelled += 1;
             }
-            let plan = s.schedule();
+            let plan = match &under_way {
+                Some(_) => s.schedule_ahead(),
+                None => Some(s.schedule()),
+            };
             check_pool(&s);
-            assert!(!plan.items.is_empty() || s.is_idle(), "seed {seed}: stuck");
-            assert!(plan.items.len() <= limits.max_batch);
-            assert!(plan.preempted.is_empty() || plan.admitted.is_empty(), "room was made and given away at once");
-            carry_out(&mut s, &plan);
+            if let Some(plan) = &plan {
+                assert!(!plan.items.is_empty() || under_way.is_some() || s.is_idle(), "seed {seed}: stuck");
+                assert!(plan.items.len() <= limits.max_batch);
+                assert!(plan.preempted.is_empty() || (plan.admitted.is_empty() && under_way.is_none()));
+                s.start(plan);
+                check_pool(&s);
+            }
+            waited += u32::from(plan.is_none());
+            let plan = plan.filter(|p| !p.items.is_empty());
+            together += u32::from(plan.is_some() && under_way.is_some());
+            let before = std::mem::replace(&mut under_way, plan);
+            let done = if ahead { before } else { under_way.take() };
+            if let Some(done) = done {
+                land(&mut s, &done);
+            }
             check_pool(&s);
             let done: Vec<RequestId> =
                 s.running().iter().filter(|r| r.generated() == wanted[&r.id()].1).map(Sequence::id).collect();
@@ -221,4 +253,5 @@ fn random_workloads_end_without_leaks_and_with_the_same_tokens() {
         assert_eq!(ended + cancelled, 20, "seed {seed}");
         assert_eq!(s.pool().available(), blocks as usize);
     }
+    assert_eq!((together > 1000, waited > 100), (ahead, ahead), "{together} {waited}");
 }

@@ -1,11 +1,12 @@
 use super::*;
 
 fn computed(prompt: u32, answer: u32, pool: &mut BlockPool) -> Sequence {
-    let mut s = Sequence::new(RequestId(0), (0..prompt).collect());
+    let mut s = Sequence::new(RequestId(0), (0..prompt).collect(), 100);
     for token in 0..answer {
         s.push(100 + token);
     }
     assert!(s.reserve(s.tokens().len(), pool));
+    s.start(s.tokens().len(), false);
     s.advance(s.tokens().len(), pool);
     s
 }
@@ -50,7 +51,8 @@ fn truncation_through_a_known_block_leaves_it_alone() {
     s.push(7);
     s.push(8);
     assert!(s.reserve(8, &mut pool));
-    s.advance(4, &mut pool);
+    s.start(4, false);
+    s.advance(8, &mut pool);
     let other: Vec<u32> = s.tokens().to_vec();
     assert_eq!(pool.lookup(&other).len(), 2);
     s.release(&mut pool);
@@ -68,7 +70,33 @@ fn truncation_never_reaches_the_prompt() {
 #[test]
 fn reserving_too_much_changes_nothing() {
     let mut pool = BlockPool::new(2, 4, true);
-    let mut s = Sequence::new(RequestId(0), vec![1; 9]);
+    let mut s = Sequence::new(RequestId(0), vec![1; 9], 1);
     assert!(!s.reserve(9, &mut pool));
     assert_eq!((s.blocks().len(), pool.available()), (0, 2));
+}
+
+/// A token that nobody has read yet takes a place, but fills no block that others may find.
+#[test]
+fn a_pending_token_is_computed_but_not_known() {
+    let mut pool = BlockPool::new(8, 4, true);
+    let mut s = Sequence::new(RequestId(0), vec![1, 2, 3], 3);
+    assert!(s.reserve(5, &mut pool));
+    let state = |s: &Sequence| (s.tokens().len(), s.length(), s.computed(), s.remaining());
+    s.start(3, true);
+    assert_eq!(state(&s), (3, 4, 3, 1));
+    s.start(1, true);
+    assert_eq!((state(&s), s.pending()), ((3, 5, 4, 1), 2));
+    s.push(9);
+    s.advance(3, &mut pool);
+    assert_eq!(state(&s), (4, 5, 4, 1));
+    assert_eq!(pool.lookup(&[1, 2, 3, 9]).len(), 0, "the step that computes the fourth token is not done");
+    s.start(1, true);
+    assert_eq!(state(&s), (4, 6, 5, 0), "it only waits for its last token");
+    s.push(8);
+    s.advance(4, &mut pool);
+    assert_eq!(pool.lookup(&[1, 2, 3, 9]).len(), 1);
+    s.push(7);
+    assert_eq!((state(&s), s.pending()), ((6, 6, 5, 1), 0));
+    s.release(&mut pool);
+    assert_eq!(pool.available(), 8);
 }

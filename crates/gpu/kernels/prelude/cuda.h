@@ -2,6 +2,7 @@
 typedef unsigned int uint;
 typedef unsigned short ushort;
 typedef unsigned char uchar;
+typedef unsigned long long ulong;
 
 #define DEVICE
 #define THREADGROUP
@@ -69,6 +70,9 @@ FN float max_f32(float a, float b) { return fmaxf(a, b); }
 FN float abs_f32(float a) { return fabsf(a); }
 FN float round_f32(float v) { return rintf(v); }  // to the nearest, ties to even
 FN float fma_f32(float a, float b, float c) { return fmaf(a, b, c); }
+// Products and sums that are rounded each for itself.
+FN float times(float a, float b) { return __fmul_rn(a, b); }
+FN float plus(float a, float b) { return __fadd_rn(a, b); }
 
 FN float add_halves(uint a, uint b) {
   ushort r;

@@ -3,6 +3,7 @@
 typedef unsigned int uint;
 typedef unsigned short ushort;
 typedef unsigned char uchar;
+typedef unsigned long long ulong;
 
 #define DEVICE
 #define THREADGROUP
@@ -61,6 +62,9 @@ FN float max_f32(float a, float b) { return __builtin_fmaxf(a, b); }
 FN float abs_f32(float a) { return __builtin_fabsf(a); }
 FN float round_f32(float v) { return __builtin_rintf(v); }  // to the nearest, ties to even
 FN float fma_f32(float a, float b, float c) { return __builtin_fmaf(a, b, c); }
+// Products and sums that are rounded each for itself.
+FN float times(float a, float b) { return a * b; }
+FN float plus(float a, float b) { return a + b; }
 
 FN float add_halves(uint a, uint b) { return half_bits(bits_of_half(half_bits(a) + half_bits(b))); }
 FN float fma_halves(uint a, uint b, uint c) {

@@ -48,6 +48,15 @@ FN float max_f32(float a, float b) { return fmax(a, b); }
 FN float abs_f32(float a) { return fabs(a); }
 FN float round_f32(float v) { return rint(v); }  // to the nearest, ties to even
 FN float fma_f32(float a, float b, float c) { return fma(a, b, c); }
+// Products and sums that are rounded each for itself.
+FN float times(float a, float b) {
+#pragma clang fp contract(off)
+  return a * b;
+}
+FN float plus(float a, float b) {
+#pragma clang fp contract(off)
+  return a + b;
+}
 
 // The sum of two halves, rounded once, as bits.
 FN float add_halves(uint a, uint b) { return float(as_type<half>(ushort(a)) + as_type<half>(ushort(b))); }

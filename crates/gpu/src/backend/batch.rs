@@ -5,7 +5,6 @@ use super::samples::GpuSamples;
 use super::{GpuBackend, GpuKv};
 use crate::Slice;
 use crate::kernels::{CountArgs, TakeTokens};
-use marlin_backend::fallback::Reason;
 use marlin_backend::{Result, Step, Token};
 use std::ops::Range;
 
@@ -101,12 +100,7 @@ impl GpuBackend {
         let previous = previous.filter(|_| needs);
         step.check(&kv.spec, previous.map_or(0, GpuSamples::len))?;
         let known = match previous {
-            Some(samples) if samples.on_device().is_none() => {
-                if !samples.is_known() {
-                    self.count(Reason::SampledOnCpu, "sample", samples.len(), [0, 0]);
-                }
-                self.choose(samples)?
-            }
+            Some(samples) if samples.on_device().is_none() => self.choose(samples)?,
             _ => Vec::new(),
         };
         let size = kv.spec.block_size;

@@ -140,11 +140,24 @@ fn all<B: Backend>(b: &B) -> Result<Vec<(&'static str, Vec<f32>)>> {
     let routing = b.route(&x, &gate, None, &rule)?;
     found.push(("apply_experts to many rows", b.read(&b.apply_experts(&x, &experts_held, &routing)?)?));
     found.extend(fused(b, &mut numbers)?);
-    let rows = [SampleRow::greedy(1500), SampleRow::greedy(1500)];
-    let samples = b.sample(&b.write(2, 1600, numbers.many(3200))?, &rows)?;
-    b.submit()?;
-    let samples = b.read_samples(&samples)?;
-    found.push(("sample", samples.iter().flat_map(|s| [s.token as f32, s.margin, s.logprob]).collect()));
+    let greedy = || SampleRow::greedy(1500);
+    let drawn = |seed| SampleRow { temperature: 0.3, seed, ..greedy() };
+    let kinds = [
+        vec![greedy(), greedy()],
+        vec![
+            drawn(1),
+            SampleRow { top_k: 30, ..drawn(2) },
+            SampleRow { top_k: 90, top_p: 0.8, min_p: 0.1, ..drawn(3) },
+        ],
+        vec![greedy(), SampleRow { top_p: 0.9, ..drawn(4) }, SampleRow { min_p: 0.2, ..drawn(5) }],
+    ];
+    for rows in kinds {
+        let samples = b.sample(&b.write(rows.len(), 1600, numbers.many(rows.len() * 1600))?, &rows)?;
+        b.submit()?;
+        // Margins may be narrower than the reference's.
+        let samples = b.read_samples(&samples)?;
+        found.push(("sample", samples.iter().flat_map(|s| [s.token as f32, s.logprob]).collect()));
+    }
     Ok(found)
 }
 

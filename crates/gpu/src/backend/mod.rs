@@ -248,6 +248,14 @@ impl Backend for GpuBackend {
         format!("{} ({}, driver {})", info.name, info.architecture, info.driver)
     }
 
+    fn pipelines(&self) -> bool {
+        true
+    }
+
+    fn keeps(&self, rows: &[SampleRow]) -> bool {
+        self.keeps_samples(rows)
+    }
+
     fn vector(&self, values: Vec<f32>) -> Result<GpuVector> {
         Ok(GpuVector { len: values.len(), data: self.gpu.upload(&values)? })
     }

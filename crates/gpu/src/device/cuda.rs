@@ -9,7 +9,7 @@ use crate::{Error, Result};
 use libloading::Library;
 use std::collections::HashMap;
 use std::ffi::{CStr, CString, c_char, c_int, c_uint, c_void};
-use std::sync::{Mutex, OnceLock, PoisonError};
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
 type Status = c_int;
 type Pointer = *mut c_void;
@@ -83,6 +83,9 @@ struct Api {
     event_record: unsafe extern "C" fn(Pointer, Pointer) -> Status,
     event_elapsed: unsafe extern "C" fn(*mut f32, Pointer, Pointer) -> Status,
     event_destroy: unsafe extern "C" fn(Pointer) -> Status,
+    event_wait: unsafe extern "C" fn(Pointer) -> Status,
+    host_allocate: unsafe extern "C" fn(*mut Pointer, usize, c_uint) -> Status,
+    host_free: unsafe extern "C" fn(Pointer) -> Status,
     driver_version: c_int,
 }
 
@@ -142,6 +145,9 @@ fn load() -> std::result::Result<Api, String> {
         event_record: symbol!(b"cuEventRecord"),
         event_elapsed: symbol!(b"cuEventElapsedTime"),
         event_destroy: symbol!(b"cuEventDestroy_v2"),
+        event_wait: symbol!(b"cuEventSynchronize"),
+        host_allocate: symbol!(b"cuMemHostAlloc"),
+        host_free: symbol!(b"cuMemFreeHost"),
         driver_version,
         _library: library,
     })
@@ -167,6 +173,21 @@ impl Api {
     }
 }
 
+/// Memory of the host that the GPU writes by itself, and the event behind the latest copy to it.
+struct Pinned {
+    memory: usize,
+    bytes: usize,
+    event: usize,
+}
+
+/// Copies to the host under way or not yet forgotten, by number, and memory for more.
+#[derive(Default)]
+struct Fetches {
+    made: HashMap<u64, Pinned>,
+    free: Vec<Pinned>,
+    next: u64,
+}
+
 /// One GPU, one stream.
 pub struct Cuda {
     api: &'static Api,
@@ -179,6 +200,7 @@ pub struct Cuda {
     overlaps: bool,
     /// Executable graphs with the graphs they were made of.
     graphs: Mutex<HashMap<u64, usize>>,
+    fetches: Mutex<Fetches>,
 }
 
 impl Cuda {
@@ -240,11 +262,33 @@ impl Cuda {
             stream: stream as usize,
             modules: Mutex::default(),
             graphs: Mutex::default(),
+            fetches: Mutex::default(),
         })
     }
 
     fn stream(&self) -> Pointer {
         self.stream as Pointer
+    }
+
+    fn fetches(&self) -> MutexGuard<'_, Fetches> {
+        self.fetches.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Memory that the GPU can write by itself; the context is current.
+    fn pin(&self, bytes: usize) -> Result<Pinned> {
+        let bytes = bytes.next_power_of_two().max(4096);
+        let (mut memory, mut event): (Pointer, Pointer) = (std::ptr::null_mut(), std::ptr::null_mut());
+        const NO_TIMES: c_uint = 2; // CU_EVENT_DISABLE_TIMING
+        // SAFETY: variables to write to; the memory is freed if there is no event for it.
+        unsafe {
+            self.api.check("pinned memory", (self.api.host_allocate)(&mut memory, bytes, 0))?;
+            let made = self.api.check("event", (self.api.event_create)(&mut event, NO_TIMES));
+            if made.is_err() {
+                (self.api.host_free)(memory);
+            }
+            made?;
+        }
+        Ok(Pinned { memory: memory as usize, bytes, event: event as usize })
     }
 
     /// Makes the context current in this thread.
@@ -259,6 +303,7 @@ impl Drop for Cuda {
         _ = self.wait();
         let modules = std::mem::take(self.modules.get_mut().unwrap_or_else(PoisonError::into_inner));
         let graphs = std::mem::take(self.graphs.get_mut().unwrap_or_else(PoisonError::into_inner));
+        let fetches = std::mem::take(self.fetches.get_mut().unwrap_or_else(PoisonError::into_inner));
         // SAFETY: everything here was made by `self`, and nothing runs any more.
         unsafe {
             for (exec, graph) in graphs {
@@ -267,6 +312,10 @@ impl Drop for Cuda {
             }
             for module in modules.into_values() {
                 (self.api.module_unload)(module as Pointer);
+            }
+            for pinned in fetches.made.into_values().chain(fetches.free) {
+                (self.api.event_destroy)(pinned.event as Pointer);
+                (self.api.host_free)(pinned.memory as Pointer);
             }
             (self.api.stream_destroy)(self.stream());
             (self.api.context_release)(self.device);
@@ -314,6 +363,51 @@ impl Device for Cuda {
             unsafe { (self.api.download)(out.as_mut_ptr().cast(), from.0 + offset as u64, out.len(), self.stream()) };
         self.api.check("download", status)?;
         self.wait()
+    }
+
+    fn fetch(&self, from: Handle, offset: usize, bytes: usize) -> Result<Option<u64>> {
+        self.enter()?;
+        let mut fetches = self.fetches();
+        let found = fetches.free.iter().position(|p| p.bytes >= bytes);
+        // A copy that nobody waited for may still be under way; the next one follows it on the stream.
+        let pinned = match found {
+            Some(i) => fetches.free.swap_remove(i),
+            None => self.pin(bytes)?,
+        };
+        // SAFETY: the pool has checked the range; the pinned memory has room for it and lives until it is forgotten and used anew.
+        let status = unsafe {
+            let (to, from) = (pinned.memory as Pointer, from.0 + offset as u64);
+            match (self.api.download)(to, from, bytes, self.stream()) {
+                0 => (self.api.event_record)(pinned.event as Pointer, self.stream()),
+                status => status,
+            }
+        };
+        fetches.next += 1;
+        let number = fetches.next;
+        fetches.made.insert(number, pinned);
+        self.api.check("a copy to the host", status)?;
+        Ok(Some(number))
+    }
+
+    fn fetched(&self, number: u64, out: &mut [u8]) -> Result<()> {
+        self.enter()?;
+        let place = self.fetches().made.get(&number).map(|p| (p.memory, p.bytes, p.event));
+        let (memory, _, event) = place
+            .filter(|(_, bytes, _)| *bytes >= out.len())
+            .ok_or_else(|| Error::Device(format!("CUDA: there is no copy {number} of {} bytes", out.len())))?;
+        // SAFETY: an event of ours, recorded behind the copy; then nobody writes the memory, which holds so many bytes, until the
+        // copy is forgotten, which its owner does not do meanwhile.
+        unsafe {
+            self.api.check("waiting for a copy", (self.api.event_wait)(event as Pointer))?;
+            std::ptr::copy_nonoverlapping(memory as *const u8, out.as_mut_ptr(), out.len());
+        }
+        Ok(())
+    }
+
+    fn forget_fetch(&self, number: u64) {
+        let mut fetches = self.fetches();
+        let pinned = fetches.made.remove(&number);
+        fetches.free.extend(pinned);
     }
 
     fn compile(&self, text: &str, entries: &[Entry]) -> Result<Vec<Function>> {

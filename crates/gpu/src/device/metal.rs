@@ -46,6 +46,14 @@ struct Open {
     launches: usize,
 }
 
+/// Bytes to be read once a command buffer is done, if there was one.
+struct Fetch {
+    commands: Option<Commands>,
+    buffer: Memory,
+    offset: usize,
+    bytes: usize,
+}
+
 #[derive(Default)]
 struct State {
     open: Option<Open>,
@@ -53,6 +61,7 @@ struct State {
     pending: Vec<Commands>,
     buffers: HashMap<u64, Held>,
     pipelines: Vec<Pipeline>,
+    fetches: HashMap<u64, Fetch>,
     next: u64,
 }
 
@@ -298,6 +307,48 @@ impl Device for Metal {
             }
             Ok(())
         })
+    }
+
+    fn fetch(&self, from: Handle, offset: usize, bytes: usize) -> Result<Option<u64>> {
+        autoreleasepool(|_| {
+            let mut state = self.lock();
+            let buffer = state.buffers.get(&from.0).map(|h| h.buffer.clone()).ok_or_else(|| none("a buffer"))?;
+            if offset + bytes > buffer.length() {
+                return Err(none("a read beyond the end of a buffer"));
+            }
+            Self::commit(&mut state);
+            // Command buffers of a queue end in order.
+            let commands = state.pending.last().cloned();
+            state.next += 1;
+            let number = state.next;
+            state.fetches.insert(number, Fetch { commands, buffer, offset, bytes });
+            Ok(Some(number))
+        })
+    }
+
+    fn fetched(&self, number: u64, out: &mut [u8]) -> Result<()> {
+        autoreleasepool(|_| {
+            let state = self.lock();
+            let fetch = state.fetches.get(&number).filter(|f| f.bytes == out.len());
+            let fetch = fetch.ok_or_else(|| none("what nobody fetched"))?;
+            if let Some(commands) = &fetch.commands {
+                commands.waitUntilCompleted();
+                if let Some(e) = commands.error() {
+                    return Err(error("a command buffer", &e));
+                }
+            }
+            // SAFETY: what wrote the bytes is done, and nothing writes them until they are forgotten; the range lies within the
+            // shared memory of the buffer, as was checked.
+            unsafe {
+                let contents = fetch.buffer.contents().as_ptr().cast::<u8>().add(fetch.offset);
+                std::ptr::copy_nonoverlapping(contents, out.as_mut_ptr(), out.len());
+            }
+            Ok(())
+        })
+    }
+
+    fn forget_fetch(&self, number: u64) {
+        autoreleasepool(|_| drop(self.lock().fetches.remove(&number)));
     }
 
     fn compile(&self, text: &str, entries: &[Entry]) -> Result<Vec<Function>> {

@@ -95,7 +95,7 @@ pub struct Matmul {
 
 /// A GPU: memory, compilation, and one queue on which everything happens in the order in which it was asked for.
 ///
-/// Nothing but [`Device::download`] and [`Device::wait`] waits. Handles belong to the device that gave them; the pool
+/// Nothing but [`Device::download`], [`Device::fetched`] and [`Device::wait`] waits. Handles belong to the device that gave them; the pool
 /// ([`Gpu`](crate::Gpu)) is their only user, and frees each once, after the last launch that uses it was asked for.
 pub trait Device: Send + Sync + 'static {
     /// What it is.
@@ -122,6 +122,24 @@ pub trait Device: Send + Sync + 'static {
 
     /// Copies from the device once everything asked for before is done.
     fn download(&self, from: Handle, offset: usize, out: &mut [u8]) -> Result<()>;
+
+    /// Begins to copy to the host what everything asked for before leaves in a buffer, and gives a number for [`Device::fetched`];
+    /// `None` if the device cannot, and [`Device::download`] must do. Nothing writes those bytes before the copy is forgotten.
+    fn fetch(&self, from: Handle, offset: usize, bytes: usize) -> Result<Option<u64>> {
+        let _ = (from, offset, bytes);
+        Ok(None)
+    }
+
+    /// Waits for such a copy, but for nothing that was asked for after it.
+    fn fetched(&self, number: u64, out: &mut [u8]) -> Result<()> {
+        let _ = out;
+        Err(crate::Error::Device(format!("there is no copy {number}")))
+    }
+
+    /// A copy is needed no more.
+    fn forget_fetch(&self, number: u64) {
+        let _ = number;
+    }
 
     /// Compiles the text of a module and finds its entry points.
     fn compile(&self, text: &str, entries: &[Entry]) -> Result<Vec<Function>>;

@@ -66,6 +66,8 @@ pub fn catalogue() -> Vec<Entry> {
     }
     all.push(Argmax { simds: 8 }.entry());
     all.extend([GreedyPart {}.entry(), GreedyJoin {}.entry(), TakeTokens {}.entry(), CopyWords {}.entry()]);
+    all.extend([DrawCount {}.entry(), DrawGather {}.entry(), DrawChoose { simds: 8 }.entry()]);
+    all.push(DrawChoose { simds: 32 }.entry());
     all.extend([SwigluPairs {}.entry(), SortPairs {}.entry(), ExpertTiles {}.entry()]);
     for weight in weight_types() {
         all.push(DecodeRows { weight }.entry());

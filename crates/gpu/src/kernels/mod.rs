@@ -6,6 +6,7 @@
 
 mod attention;
 mod catalogue;
+mod draw;
 mod elementwise;
 mod experts;
 mod linear;
@@ -19,6 +20,7 @@ mod weights;
 
 pub use attention::*;
 pub use catalogue::{catalogue, tensor_catalogue, weight_types};
+pub use draw::*;
 pub use elementwise::*;
 pub use experts::*;
 pub use linear::*;
@@ -251,7 +253,7 @@ pub(crate) fn structures(file: &str) -> Vec<Structures> {
         };
     }
     each!(RmsNorm Around Swiglu Add Gated Columns Gather Combine Rope Attention AttentionJoin LatentIn LatentOut PlaceHeads PlaceLatent Route Argmax);
-    each!(GreedyPart GreedyJoin TakeTokens CopyWords SwigluPairs SortPairs ExpertTiles ExpertGemm ExpertTrellisGemm);
+    each!(GreedyPart GreedyJoin DrawCount DrawGather DrawChoose TakeTokens CopyWords SwigluPairs SortPairs ExpertTiles ExpertGemm ExpertTrellisGemm);
     each!(DecodeRows Gemv TrellisGemv Gemm TrellisGemm SimpleLinear SimpleTrellis);
     each!(ToHalves NormToHalves SwigluToHalves FinishProducts PanelRows PanelTrellis);
     each!(ContextHalves ExpandedHalves AttentionTiles PackRows TrellisStream TrellisExperts PackForCodes GroupedStream);

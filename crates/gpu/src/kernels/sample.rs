@@ -3,7 +3,7 @@
 use super::{CountArgs, arguments, kernel};
 
 arguments! {
-    /// Arguments of [`GreedyPart`] and [`GreedyJoin`].
+    /// Arguments of [`GreedyPart`] and [`GreedyJoin`], and of what draws.
     GreedyArgs {
         /// Logits of a row.
         cols: u32,
@@ -27,7 +27,8 @@ kernel! {
 }
 
 kernel! {
-    /// The same of the whole row. Grid `[rows]`.
+    /// Of the whole row: token, how much less than the best its logit is, the lead over the second, the sum of exponentials. Grid
+    /// `[rows]`.
     GreedyJoin = "greedy_join" in "sample.h" {}
     threads |_| 32;
     shared |_| Vec::new();

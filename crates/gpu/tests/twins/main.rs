@@ -4,6 +4,7 @@
 
 mod blocks;
 mod device;
+mod draw;
 mod faults;
 mod kernels;
 mod numbers;

@@ -4,10 +4,13 @@ use super::super::doctor;
 use crate::args::{ContextArgs, EngineArgs};
 use crate::device::{self, Runs, on_device};
 use crate::error::Result;
+use crate::metrics::Steps;
 use crate::model::{self, Loaded, Prompt};
 use crate::progress::Bar;
+use crate::sampling::SamplingArgs;
 use crate::{builtin, interrupt, output, synthetic};
 use marlin_backend::fallback::Snapshot;
+use marlin_checkpoint::GenerationConfig;
 use marlin_engine::EngineOptions;
 use marlin_eval::{Footprint, Latency, LatencyOptions, Summary, latency, machine};
 use marlin_gpu::KernelTime;
@@ -50,6 +53,8 @@ pub struct Args {
     #[arg(long)]
     json: bool,
     #[command(flatten)]
+    sampling: SamplingArgs,
+    #[command(flatten)]
     engine: EngineArgs,
 }
 
@@ -77,6 +82,8 @@ struct Report {
     bandwidth_share: Option<f64>,
     load_seconds: f64,
     peak_memory_bytes: Option<u64>,
+    #[serde(flatten)]
+    steps: Steps,
     /// Products that took a slower path in the counted rounds and those for warming up.
     fallbacks: Snapshot,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -112,18 +119,21 @@ fn run_on<B: Runs>(args: &Args, backend: B) -> Result<()> {
         warmup: args.warmup,
         repeats: args.repeats,
         experts: true,
+        // Whatever the checkpoint says: greedy, unless it is asked for.
+        sampling: args.sampling.resolve(&GenerationConfig::default()),
     };
-    let latency_found = latency(&mut engine, options, &mut |done, total| {
+    let latency_found = latency(&mut engine, &options, &mut |done, total| {
         bar.set(done as u64, total as u64);
         !watch.pressed()
     });
     drop(bar);
     let latency = latency_found?;
     let backend = engine.backend().clone();
+    let steps = Steps::of(&engine.stats());
     let mut kernels = Vec::new();
     if args.kernels && backend.start_timing() {
         let once = LatencyOptions { prompt: 0, warmup: 0, repeats: 1, experts: false, ..options };
-        marlin_eval::latency(&mut engine, once, &mut |_, _| !watch.pressed())?;
+        marlin_eval::latency(&mut engine, &once, &mut |_, _| !watch.pressed())?;
         kernels = backend.stop_timing()?;
     }
     // Measuring the memory takes memory itself: only now, and without the model.
@@ -150,6 +160,7 @@ fn run_on<B: Runs>(args: &Args, backend: B) -> Result<()> {
         bandwidth_share: share,
         load_seconds: load.as_secs_f64(),
         peak_memory_bytes: peak,
+        steps,
         fallbacks,
         note: share.and_then(|share| remark(share, per_token)),
         kernels,
@@ -234,6 +245,7 @@ impl Report {
                 speed
             );
         }
+        out += &format!("{}\n", self.steps.line());
         if let Some(text) = output::fallbacks(&self.fallbacks) {
             out += &format!("{text}\n");
         }
