@@ -52,7 +52,7 @@ pub struct EngineArgs {
     /// Threads; 0 takes the physical cores
     #[arg(long, value_name = "N", env = "MARLIN_THREADS", default_value_t = 0, value_parser = values::threads)]
     pub threads: usize,
-    /// Compute in f32 throughout, so that an answer does not depend on what runs beside it
+    /// Compute in f32 throughout, so that an answer does not depend on what runs beside it (on a GPU: but for the order of sums)
     #[arg(long, env = "MARLIN_EXACT", value_parser = FalseyValueParser::new())]
     pub exact: bool,
     /// Element type of the KV memory; auto is bf16, or f32 with --exact
