@@ -3,7 +3,7 @@
 
 use crate::commands::{
     bench, calibrate, chat, compare, completions, dequantise, doctor, eval, inspect, kernels, list, logits, pull,
-    quantize, rm, run, synthesise, verify,
+    quantize, rm, run, synthesise, verify, warm_cache,
 };
 use crate::values::{self, Device, KvType};
 use clap::builder::FalseyValueParser;
@@ -34,6 +34,7 @@ pub enum Command {
     Logits(logits::Args),
     Bench(bench::Args),
     Kernels(kernels::Args),
+    WarmCache(warm_cache::Args),
     Pull(pull::Args),
     List(list::Args),
     Rm(rm::Args),

@@ -8,7 +8,7 @@ use marlin_backend::Backend;
 use marlin_backend::fallback::Snapshot;
 use marlin_cpu::{Cpu, CpuBackend, CpuOptions, KvType, bandwidth};
 use marlin_gpu::kernels::Element;
-use marlin_gpu::{GpuBackend, GpuOptions, KernelTime};
+use marlin_gpu::{GpuBackend, GpuOptions, KernelTime, Warmth};
 use std::sync::Arc;
 
 /// A backend that commands can run models on.
@@ -17,6 +17,10 @@ pub trait Runs: Backend {
     fn slower(&self) -> Snapshot;
     /// Bytes a second that its memory gives, measured over so many.
     fn bytes_per_second(&self, region: usize) -> Result<f64>;
+    /// What there is to say about its kernels, where they are compiled when they are wanted.
+    fn warmth(&self) -> Option<Warmth> {
+        None
+    }
     /// Begins to keep the times of kernels; false where there are none to be kept.
     fn start_timing(&self) -> bool {
         false
@@ -44,6 +48,10 @@ impl Runs for GpuBackend {
 
     fn bytes_per_second(&self, region: usize) -> Result<f64> {
         Ok(GpuBackend::bytes_per_second(self, region).map_err(marlin_backend::Error::from)?)
+    }
+
+    fn warmth(&self) -> Option<Warmth> {
+        Some(GpuBackend::warmth(self))
     }
 
     fn start_timing(&self) -> bool {

@@ -22,6 +22,7 @@ mod scheduler;
 mod score;
 mod sequence;
 mod stop;
+mod warm;
 
 pub use block_pool::{BlockPool, Chain, PoolStats};
 pub use engine::{Completion, Engine, Stats};

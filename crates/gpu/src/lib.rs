@@ -17,7 +17,7 @@ mod gpu;
 pub mod kernels;
 pub mod source;
 
-pub use backend::{GpuBackend, GpuOptions, GpuRecordings};
+pub use backend::{GpuBackend, GpuOptions, GpuRecordings, Product, Warmth};
 pub use device::Device;
 pub use error::{Error, Result};
 pub use gpu::{Buffer, Counts, Gpu, KernelTime, MemoryStatistics, Recording, Slice};

@@ -12,6 +12,9 @@ use marlin_checkpoint::{
 };
 use std::sync::Arc;
 
+/// The name of weights that are made up here.
+pub(super) const NAME: &str = "self-check";
+
 /// Greatest difference, relative to the largest value, that is taken for rounding.
 const LIMIT: f32 = 1e-3;
 
@@ -54,13 +57,13 @@ impl Numbers {
 
     fn dense(&mut self, rows: usize, cols: usize) -> Result<Linear> {
         let data: Vec<u8> = self.many(rows * cols).into_iter().flat_map(f32::to_le_bytes).collect();
-        let info = TensorInfo { name: "self-check".into(), dtype: DType::F32, shape: vec![rows, cols] };
-        Ok(Linear::new("self-check", Weight::Dense(Dense::new(Tensor { info, data: data.into() })?), None))
+        let info = TensorInfo { name: NAME.into(), dtype: DType::F32, shape: vec![rows, cols] };
+        Ok(Linear::new(NAME, Weight::Dense(Dense::new(Tensor { info, data: data.into() })?), None))
     }
 }
 
 /// What each primitive gives.
-fn all<B: Backend>(b: &B) -> Result<Vec<(&'static str, Vec<f32>)>> {
+pub(super) fn all<B: Backend>(b: &B) -> Result<Vec<(&'static str, Vec<f32>)>> {
     let mut numbers = Numbers(1);
     let mut found = Vec::new();
     for (rows, cols, width) in [(3, 130, 65), (2, 1000, 1000)] {

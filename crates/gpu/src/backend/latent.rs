@@ -124,7 +124,7 @@ impl GpuBackend {
             }
         };
         let nope = head - rope;
-        let projection = self.projection(kv_b, [heads, nope, value, rank])?;
+        let projection = self.gpu.in_earnest(|| self.projection(kv_b, [heads, nope, value, rank]))?;
         let (rows, q) = (q.rows, self.settled(q)?.data);
         if rows != batch.layout.rows {
             return Err(Error::shape("latent_attention", batch.layout.rows, rows));

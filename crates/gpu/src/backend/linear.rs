@@ -210,6 +210,7 @@ impl GpuBackend {
         }
         let x = &self.settled(x)?;
         match &linear.place {
+            Place::Host { .. } if self.gpu.is_rehearsing() => Ok(self.uninitialised(x.rows, linear.rows)?),
             Place::Host { linear: host, reason } => {
                 self.count(*reason, &linear.name, x.rows, [0, 0]);
                 let cpu = self.cpu();

@@ -16,6 +16,7 @@ mod stored;
 mod stream;
 mod tensor;
 mod tiles;
+mod warm;
 
 pub use attend::GpuKv;
 use attend::Heads;
@@ -25,6 +26,7 @@ pub use linear::GpuLinear;
 pub use record::GpuRecordings;
 pub use samples::GpuSamples;
 pub use tensor::Tensor;
+pub use warm::{Product, Warmth};
 
 use crate::kernels::{
     Columns, ColumnsArgs, CountArgs, DecodeRows, Element, Gated, Gather, Rope, RopeArgs, Route, RouteArgs, RowsArgs,
@@ -42,7 +44,7 @@ use marlin_backend::{
 };
 use marlin_checkpoint::{LatentProjection, Linear};
 use product::FEW_ROWS;
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use stored::{Kind, Stored};
 use stream::Scratch;
@@ -105,8 +107,11 @@ pub struct GpuBackend {
     gpu: Gpu,
     options: GpuOptions,
     cpu: linear::Cpu,
-    plan: Mutex<HashMap<String, Decision>>,
+    /// How each kind and size of weight is computed, with the first module that is such.
+    plan: Mutex<HashMap<String, (String, Decision)>>,
     fallbacks: Fallbacks,
+    /// Kernels that have been got ready.
+    wanted: Mutex<BTreeSet<String>>,
     /// What kernels are bound to that read nothing there.
     none: Slice<f32>,
     /// 1 and 0.
@@ -121,7 +126,7 @@ impl GpuBackend {
     /// name of the primitive, if one of them computes something else.
     pub fn open(device: Arc<dyn Device>, options: GpuOptions) -> Result<Self> {
         let backend = Self::new(device, options)?;
-        check::primitives(&backend)?;
+        backend.check_primitives()?;
         Ok(backend)
     }
 
@@ -131,9 +136,9 @@ impl GpuBackend {
         let fixed = gpu.upload(&[0.0f32, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0])?;
         let (none, one) = (fixed.part(0, 4), fixed.part(4, 2));
         let scratch = Mutex::new(Scratch::new(&gpu)?);
-        let (plan, fallbacks) = (Mutex::default(), Fallbacks::default());
-        let (panels, compared) = (Mutex::default(), Mutex::default());
-        Ok(Self { gpu, options, cpu: OnceLock::new(), plan, fallbacks, none, one, scratch, panels, compared })
+        let (plan, fallbacks, wanted) = (Mutex::default(), Fallbacks::default(), Mutex::default());
+        let (cpu, panels, compared) = (OnceLock::new(), Mutex::default(), Mutex::default());
+        Ok(Self { gpu, options, cpu, plan, fallbacks, wanted, none, one, scratch, panels, compared })
     }
 
     /// The device with its memory.
@@ -147,6 +152,9 @@ impl GpuBackend {
     }
 
     fn count(&self, reason: Reason, module: &str, batch: usize, [top_k, experts]: [usize; 2]) {
+        if self.gpu.is_rehearsing() {
+            return;
+        }
         self.fallbacks.note(Fallback { reason, module: module.to_owned(), batch, top_k, experts });
     }
 
@@ -174,6 +182,9 @@ impl GpuBackend {
 
     /// Cosines and sines of every position that a step may have.
     fn turns(&self, rope: &GpuRope, batch: &GpuBatch) -> crate::Result<Slice<f32>> {
+        if self.gpu.is_rehearsing() {
+            return Ok(self.none.clone());
+        }
         let wanted = batch.layout.context;
         let mut turns = rope.turns.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some((_, table)) = turns.iter().find(|(positions, _)| *positions >= wanted) {
@@ -535,6 +546,14 @@ impl Backend for GpuBackend {
         forward: impl Fn(&GpuBatch) -> std::result::Result<Tensor, E>,
     ) -> std::result::Result<Tensor, E> {
         self.replayed(recordings, batch, kv, forward)
+    }
+
+    fn rehearse<E: From<Error>>(
+        &self,
+        work: impl FnOnce() -> std::result::Result<(), E>,
+        progress: &(dyn Fn(usize, usize) + Sync),
+    ) -> std::result::Result<(), E> {
+        self.warm(work, progress)
     }
 
     /// As the default block; head norms, rotation and the way to the pool in one kernel.

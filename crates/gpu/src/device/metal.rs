@@ -5,7 +5,7 @@
 //! * Weights in a file mapping are used where they lie ([`Device::borrow`]).
 //! * Compiled pipelines are kept in a binary archive on disk, keyed by source, GPU and system.
 
-use super::{Device, Function, Handle, Hazards, Info, Launch, cache};
+use super::{Compiled, Device, Function, Handle, Hazards, Info, Launch, cache};
 use crate::source::{Entry, Target};
 use crate::{Error, Result};
 use marlin_checkpoint::Bytes;
@@ -202,7 +202,7 @@ impl Device for Metal {
         autoreleasepool(|_| {
             let options = MTLResourceOptions::StorageModeShared | MTLResourceOptions::HazardTrackingModeUntracked;
             let buffer = self.gpu.newBufferWithLength_options(bytes, options);
-            Ok(self.hold(buffer.ok_or_else(|| none(&format!("a buffer of {bytes} bytes")))?, None))
+            Ok(self.hold(buffer.ok_or(Error::OutOfMemory { bytes, active: 0, cap: 0 })?, None))
         })
     }
 
@@ -300,7 +300,7 @@ impl Device for Metal {
         })
     }
 
-    fn compile(&self, text: &str, entries: &[Entry]) -> Result<Vec<Function>> {
+    fn compile(&self, text: &str, entries: &[Entry]) -> Result<Compiled> {
         autoreleasepool(|_| {
             let first = entries.first().map_or("", |e| e.name.as_str());
             let library = self.library(text, first)?;
@@ -321,7 +321,8 @@ impl Device for Metal {
             for e in entries {
                 let function = library.newFunctionWithName(&NSString::from_str(&e.name));
                 let descriptor = MTLComputePipelineDescriptor::new();
-                descriptor.setComputeFunction(Some(&*function.ok_or_else(|| none(&e.name))?));
+                let missing = || Error::NotFound { kernel: e.name.clone() };
+                descriptor.setComputeFunction(Some(&*function.ok_or_else(missing)?));
                 if let Some(archive) = &archive {
                     descriptor.setBinaryArchives(Some(&NSArray::from_retained_slice(std::slice::from_ref(archive))));
                     if fresh {
@@ -356,7 +357,8 @@ impl Device for Metal {
             let mut state = self.lock();
             let from = state.pipelines.len() as u64;
             state.pipelines.extend(pipelines);
-            Ok((0..entries.len() as u64).map(|i| Function(from + i)).collect())
+            let functions = (0..entries.len() as u64).map(|i| Function(from + i)).collect();
+            Ok(Compiled { functions, cached: !fresh })
         })
     }
 

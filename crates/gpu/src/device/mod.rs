@@ -42,6 +42,15 @@ pub struct Handle(pub u64);
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Function(pub u64);
 
+/// What was made of a module.
+#[derive(Clone, Debug)]
+pub struct Compiled {
+    /// Its kernels, in the order of the entries.
+    pub functions: Vec<Function>,
+    /// Whether code was found on disk.
+    pub cached: bool,
+}
+
 /// A part of a buffer that a kernel is bound to.
 #[derive(Clone, Copy, Debug)]
 pub struct Binding {
@@ -104,7 +113,8 @@ pub trait Device: Send + Sync + 'static {
     /// Whose text it compiles.
     fn target(&self) -> Target;
 
-    /// `bytes` (at least 1) of memory with undefined contents, at a multiple of 256.
+    /// `bytes` (at least 1) of memory with undefined contents, at a multiple of 256. What does not fit is
+    /// [`OutOfMemory`](crate::Error::OutOfMemory), of which the caller knows the other numbers.
     fn allocate(&self, bytes: usize) -> Result<Handle>;
 
     /// Bytes of the host used where they lie, without a copy, where the device can: the handle, and where they begin in it. Kernels
@@ -123,8 +133,9 @@ pub trait Device: Send + Sync + 'static {
     /// Copies from the device once everything asked for before is done.
     fn download(&self, from: Handle, offset: usize, out: &mut [u8]) -> Result<()>;
 
-    /// Compiles the text of a module and finds its entry points.
-    fn compile(&self, text: &str, entries: &[Entry]) -> Result<Vec<Function>>;
+    /// Compiles the text of a module, or takes what was made of the same text before, and finds its entry points. May be called
+    /// from several threads at a time.
+    fn compile(&self, text: &str, entries: &[Entry]) -> Result<Compiled>;
 
     /// Asks for a kernel to run.
     fn launch(&self, launch: &Launch) -> Result<()>;

@@ -6,7 +6,7 @@ use crate::numbers::Numbers;
 use marlin_backend::{Backend, KvLayout, KvSpec, Reference, SequenceStep, Step, Token};
 use marlin_checkpoint::DType;
 use marlin_checkpoint::weight::Codebook;
-use marlin_gpu::device::{Device, Function, Handle, Info, Launch};
+use marlin_gpu::device::{Compiled, Device, Handle, Info, Launch};
 use marlin_gpu::kernels::Element;
 use marlin_gpu::source::{Access, Entry, Target};
 use marlin_gpu::{Error, GpuBackend, GpuOptions, Result};
@@ -61,16 +61,16 @@ impl Device for Faulty {
     fn download(&self, from: Handle, offset: usize, out: &mut [u8]) -> Result<()> {
         self.inner.download(from, offset, out)
     }
-    fn compile(&self, text: &str, entries: &[Entry]) -> Result<Vec<Function>> {
+    fn compile(&self, text: &str, entries: &[Entry]) -> Result<Compiled> {
         if let Fault::Compile(names) = self.fault
             && let Some(e) = entries.iter().find(|e| is_one_of(&e.name, names))
         {
             return Err(Error::Compile { kernel: e.name.clone(), log: "injected".into() });
         }
-        let functions = self.inner.compile(text, entries)?;
-        let names = functions.iter().zip(entries).map(|(f, e)| (f.0, e.name.clone()));
+        let made = self.inner.compile(text, entries)?;
+        let names = made.functions.iter().zip(entries).map(|(f, e)| (f.0, e.name.clone()));
         self.names.lock().unwrap().extend(names);
-        Ok(functions)
+        Ok(made)
     }
     fn launch(&self, launch: &Launch) -> Result<()> {
         self.inner.launch(launch)?;

@@ -76,6 +76,9 @@ struct Report {
     /// One through the other.
     bandwidth_share: Option<f64>,
     load_seconds: f64,
+    /// Kernels that were compiled, or read from disk, after the model was ready; nothing on the CPU.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    compiled_since_ready: Option<u64>,
     peak_memory_bytes: Option<u64>,
     /// Products that took a slower path in the counted rounds and those for warming up.
     fallbacks: Snapshot,
@@ -103,6 +106,8 @@ fn run_on<B: Runs>(args: &Args, backend: B) -> Result<()> {
     let Loaded { mut engine, checkpoint, load, .. } = loaded;
     let sizing = *engine.sizing();
     let footprint = Footprint::of(&checkpoint.config, checkpoint.store.as_ref(), engine.model().report());
+    let kernels = |engine: &marlin_engine::Engine<B>| engine.backend().warmth().map(|w| w.compiled + w.found);
+    let ready = kernels(&engine);
     let watch = interrupt::watch();
     let mut bar = Bar::items(format!("timing {}", checkpoint.name));
     let options = LatencyOptions {
@@ -118,6 +123,7 @@ fn run_on<B: Runs>(args: &Args, backend: B) -> Result<()> {
     });
     drop(bar);
     let latency = latency_found?;
+    let compiled_since_ready = kernels(&engine).zip(ready).map(|(now, ready)| now - ready);
     let backend = engine.backend().clone();
     let mut kernels = Vec::new();
     if args.kernels && backend.start_timing() {
@@ -148,6 +154,7 @@ fn run_on<B: Runs>(args: &Args, backend: B) -> Result<()> {
         memory_read_bytes_per_second: read,
         bandwidth_share: share,
         load_seconds: load.as_secs_f64(),
+        compiled_since_ready,
         peak_memory_bytes: peak,
         fallbacks,
         note: share.and_then(|share| remark(share, per_token)),
@@ -212,6 +219,9 @@ impl Report {
         out += &format!("\nloaded in {}", output::seconds(self.load_seconds));
         if let Some(peak) = self.peak_memory_bytes {
             out += &format!(", peak memory {}", bytes(peak));
+        }
+        if let Some(n) = self.compiled_since_ready {
+            out += &format!(", {n} kernels compiled since then");
         }
         out.push('\n');
         let all: f64 = self.kernels.iter().map(|k| k.seconds).sum();
