@@ -6,6 +6,7 @@
 //!   instances that are wanted, nothing else.
 //! * [`device`]: memory, compilation, launches: [`Device`] and its implementations.
 //! * [`Gpu`]: a device with its pool of buffers and its compiled kernels.
+//! * [`select`]: what chips are, and which kernel serves which weights on them.
 //! * [`GpuBackend`]: the kernels behind the `Backend` trait; what took a slower path is counted ([`marlin_backend::fallback`]).
 
 #![allow(unsafe_code)]
@@ -15,6 +16,7 @@ pub mod device;
 mod error;
 mod gpu;
 pub mod kernels;
+pub mod select;
 pub mod source;
 
 pub use backend::{GpuBackend, GpuOptions, GpuRecordings, Product, Warmth};

@@ -56,9 +56,6 @@ struct Pairs<'a> {
     sorted: Option<Sorted>,
 }
 
-/// With so many pairs for each matrix, on average, tiles are faster than one product after another.
-const WORTH_SORTING: usize = 4;
-
 impl GpuExperts {
     pub(super) fn linears(&self, index: usize) -> [&GpuLinear; 3] {
         self.each[index].each_ref()
@@ -218,7 +215,7 @@ impl GpuBackend {
 
     /// Pairs sorted by their matrix, if there are enough of them.
     fn sorted(&self, index: &Slice<u32>, pairs: usize, matrices: usize) -> crate::Result<Option<Sorted>> {
-        if pairs < WORTH_SORTING * matrices {
+        if pairs < self.thresholds().sort_pairs * matrices {
             return Ok(None);
         }
         let gpu = &self.gpu;

@@ -18,6 +18,11 @@ mod tensor;
 mod tiles;
 mod warm;
 
+pub(crate) use halves::fits_library;
+pub(crate) use product::{gemv, rows_at_a_time, trellis_gemv};
+pub(crate) use stored::{Kind, packed_kind};
+pub(crate) use stream::streamed;
+
 pub use attend::GpuKv;
 use attend::Heads;
 pub use batch::GpuBatch;
@@ -32,6 +37,7 @@ use crate::kernels::{
     Columns, ColumnsArgs, CountArgs, DecodeRows, Element, Gated, Gather, Rope, RopeArgs, Route, RouteArgs, RowsArgs,
     Swiglu, Turn,
 };
+use crate::select::Thresholds;
 use crate::{Device, Gpu, Slice};
 use decide::{Decision, Rung};
 use halves::Panels;
@@ -43,10 +49,9 @@ use marlin_backend::{
     Step,
 };
 use marlin_checkpoint::{LatentProjection, Linear};
-use product::FEW_ROWS;
 use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
-use stored::{Kind, Stored};
+use stored::Stored;
 use stream::Scratch;
 use tiles::Compared;
 
@@ -106,6 +111,7 @@ pub struct GpuVector {
 pub struct GpuBackend {
     gpu: Gpu,
     options: GpuOptions,
+    thresholds: Mutex<Thresholds>,
     cpu: linear::Cpu,
     /// How each kind and size of weight is computed, with the first module that is such.
     plan: Mutex<HashMap<String, (String, Decision)>>,
@@ -138,12 +144,23 @@ impl GpuBackend {
         let scratch = Mutex::new(Scratch::new(&gpu)?);
         let (plan, fallbacks, wanted) = (Mutex::default(), Fallbacks::default(), Mutex::default());
         let (cpu, panels, compared) = (OnceLock::new(), Mutex::default(), Mutex::default());
-        Ok(Self { gpu, options, cpu, plan, fallbacks, wanted, none, one, scratch, panels, compared })
+        let thresholds = Mutex::new(Thresholds::of(gpu.device().info()));
+        Ok(Self { gpu, options, thresholds, cpu, plan, fallbacks, wanted, none, one, scratch, panels, compared })
     }
 
     /// The device with its memory.
     pub fn gpu(&self) -> &Gpu {
         &self.gpu
+    }
+
+    /// The numbers at which one kernel takes over from another.
+    pub fn thresholds(&self) -> Thresholds {
+        *self.thresholds.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Other thresholds from now on, to compare them; those it had are the device's own. Steps that were recorded keep theirs.
+    pub fn set_thresholds(&self, thresholds: Thresholds) {
+        *self.thresholds.lock().unwrap_or_else(PoisonError::into_inner) = thresholds.within_limits();
     }
 
     /// What took a slower path.
@@ -455,7 +472,9 @@ impl Backend for GpuBackend {
         let x = &self.settled(x)?;
         // A choice between experts must not turn on rounding, so logits are computed by the kernels that round nothing.
         let logits = match gate.plain() {
-            Some(OnDevice { stored, bias, decision, .. }) if x.rows > FEW_ROWS && x.cols == gate.cols() => {
+            Some(OnDevice { stored, bias, decision, .. })
+                if x.rows > self.thresholds().few_rows && x.cols == gate.cols() =>
+            {
                 self.product(stored, bias.as_ref(), &x.data, x.rows, decision.rung.max(Rung::Simple))?
             }
             _ => self.apply(gate, x)?.data,

@@ -6,6 +6,7 @@
 //! * Compiled pipelines are kept in a binary archive on disk, keyed by source, GPU and system.
 
 use super::{Compiled, Device, Function, Handle, Hazards, Info, Launch, cache};
+use crate::select::Chip;
 use crate::source::{Entry, Target};
 use crate::{Error, Result};
 use marlin_checkpoint::Bytes;
@@ -102,15 +103,16 @@ impl Metal {
             } else {
                 None
             };
-            let info = Info {
+            let mut info = Info {
                 name: gpu.name().to_string(),
                 architecture: family.into(),
                 driver: NSProcessInfo::processInfo().operatingSystemVersionString().to_string(),
                 memory: gpu.recommendedMaxWorkingSetSize() as usize,
                 longest_buffer: gpu.maxBufferLength(),
-                // Metal does not tell; enough threadgroups for the larger ones.
-                cores: 40,
+                cores: 0,
             };
+            // Metal does not tell.
+            info.cores = Chip::of(&info).cores;
             Ok(Self { info, gpu, queue, residency, state: Mutex::default() })
         })
     }
