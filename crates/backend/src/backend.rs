@@ -253,6 +253,12 @@ pub trait Backend: Send + Sync + Sized + 'static {
         Ok(())
     }
 
+    /// Makes sure that what has no weights is computed rightly in such a model; refuses it by the name of what is not.
+    fn trust(&self, shapes: &crate::shapes::Shapes) -> Result<()> {
+        let _ = shapes;
+        Ok(())
+    }
+
     // Blocks; see `blocks` for what they compute.
 
     /// Norm, q/k/v, head norms, rotation, KV append; gives the queries.

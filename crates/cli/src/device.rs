@@ -9,6 +9,7 @@ use marlin_backend::fallback::Snapshot;
 use marlin_cpu::{Cpu, CpuBackend, CpuOptions, KvType, bandwidth};
 use marlin_gpu::kernels::Element;
 use marlin_gpu::{GpuBackend, GpuOptions, KernelTime, Warmth};
+use std::path::Path;
 use std::sync::Arc;
 
 /// A backend that commands can run models on.
@@ -20,6 +21,17 @@ pub trait Runs: Backend {
     /// What there is to say about its kernels, where they are compiled when they are wanted.
     fn warmth(&self) -> Option<Warmth> {
         None
+    }
+    /// Begins to write down what is launched, for the system's profiler.
+    fn begin_capture(&self, file: Option<&Path>) -> Result<()> {
+        let _ = file;
+        Err(Failure::text(
+            "nothing is captured: the CPU has no command queue; use the system's sampling profiler (perf, Instruments)",
+        ))
+    }
+    /// Ends that.
+    fn end_capture(&self) -> Result<()> {
+        Ok(())
     }
     /// Begins to keep the times of kernels; false where there are none to be kept.
     fn start_timing(&self) -> bool {
@@ -52,6 +64,14 @@ impl Runs for GpuBackend {
 
     fn warmth(&self) -> Option<Warmth> {
         Some(GpuBackend::warmth(self))
+    }
+
+    fn begin_capture(&self, file: Option<&Path>) -> Result<()> {
+        Ok(self.gpu().device().begin_capture(file).map_err(marlin_backend::Error::from)?)
+    }
+
+    fn end_capture(&self) -> Result<()> {
+        Ok(self.gpu().device().end_capture().map_err(marlin_backend::Error::from)?)
     }
 
     fn start_timing(&self) -> bool {

@@ -14,10 +14,11 @@ fn sizes(most: usize) -> Vec<usize> {
 }
 
 impl<B: Backend> Engine<B> {
-    /// Lets the backend get ready for every kind of step that this engine builds: prompts of all lengths, alone and behind others' tokens,
+    /// Lets the backend get ready for, and make sure of, every kind of step that this engine builds: prompts of all lengths, alone and behind others' tokens,
     /// short and deep contexts, all batches. `progress` is told how many of how many kernels are compiled.
     pub fn warm(&self, progress: &(dyn Fn(usize, usize) + Sync)) -> Result<()> {
-        self.backend.rehearse(|| self.every_step(), progress)
+        self.backend.rehearse(|| self.every_step(), progress)?;
+        Ok(self.backend.trust(&self.model.shapes())?)
     }
 
     fn every_step(&self) -> Result<()> {

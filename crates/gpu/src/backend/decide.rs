@@ -91,8 +91,16 @@ impl GpuBackend {
         }
         // All at once is faster than one by one; which of them does not compile is found out below.
         let mut all = Vec::new();
+        let mut decision = Decision { rung: Rung::Host, reason: None };
+        let mut highest = highest;
+        if highest == Rung::Tensor
+            && let Err(error) = self.reserve(&w.kind)
+        {
+            let crate::Error::OutOfMemory { .. } = error else { return Err(error.into()) };
+            self.count(Reason::OutOfMemory, name, 0, [0, 0]);
+            (decision.reason, highest) = (Some(Reason::OutOfMemory), Rung::Fast);
+        }
         if highest == Rung::Tensor {
-            self.reserve(&w.kind)?;
             all.extend(stream::entries(&w.kind, rotations));
             if self.multiplies(&w.kind) {
                 all.extend(halves::entries(&w.kind, rotations[0]));
@@ -106,7 +114,6 @@ impl GpuBackend {
         {
             return Err(error.into());
         }
-        let mut decision = Decision { rung: Rung::Host, reason: None };
         for rung in [Rung::Tensor, Rung::Fast, Rung::Simple].into_iter().filter(|r| *r >= highest) {
             let look = || {
                 let good = self.agrees(w, samples, rung)?;

@@ -575,6 +575,10 @@ impl Backend for GpuBackend {
         self.warm(work, progress)
     }
 
+    fn trust(&self, shapes: &marlin_backend::shapes::Shapes) -> Result<()> {
+        self.check_model(shapes)
+    }
+
     /// As the default block; head norms, rotation and the way to the pool in one kernel.
     fn attention_input(&self, w: &Attention<Self>, h: &Tensor, pass: &Pass<Self>) -> Result<Tensor> {
         let KvLayout::Heads { heads: kv_heads, key, value } = pass.kv.spec.layout else {

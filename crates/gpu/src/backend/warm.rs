@@ -4,6 +4,7 @@ use super::decide::Rung;
 use super::{GpuBackend, check};
 use crate::source::Entry;
 use marlin_backend::fallback::Reason;
+use marlin_backend::shapes::Shapes;
 use marlin_backend::{Error, Result};
 use serde::Serialize;
 use std::sync::PoisonError;
@@ -47,6 +48,14 @@ impl GpuBackend {
         // What does not compile is an error of the primitive that wants it.
         _ = self.gpu.prepare(&entries);
         self.gpu.check(|| check::primitives(self).map(|()| true)).map(drop)
+    }
+
+    /// Compares what has no weights with the reference, at the sizes of a model.
+    pub(super) fn check_model(&self, shapes: &Shapes) -> Result<()> {
+        let (done, entries) = self.gpu.rehearse(|| check::model(self, shapes));
+        done?;
+        _ = self.gpu.prepare(&entries);
+        self.gpu.check(|| check::model_primitives(self, shapes).map(|()| true)).map(drop)
     }
 
     /// Compiles what `work` launches.

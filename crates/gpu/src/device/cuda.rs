@@ -83,13 +83,17 @@ struct Api {
     event_record: unsafe extern "C" fn(Pointer, Pointer) -> Status,
     event_elapsed: unsafe extern "C" fn(*mut f32, Pointer, Pointer) -> Status,
     event_destroy: unsafe extern "C" fn(Pointer) -> Status,
+    /// What a profiler started with `--capture-range=cudaProfilerApi` waits for.
+    profiler_start: Option<unsafe extern "C" fn() -> Status>,
+    profiler_stop: Option<unsafe extern "C" fn() -> Status>,
     driver_version: c_int,
 }
 
 fn load() -> std::result::Result<Api, String> {
-    let names: &[&str] = if cfg!(windows) { &["nvcuda.dll"] } else { &["libcuda.so.1", "libcuda.so"] };
+    let usual: &[&str] = if cfg!(windows) { &["nvcuda.dll"] } else { &["libcuda.so.1", "libcuda.so"] };
+    let names = super::library_names("MARLIN_CUDA_DRIVER", usual);
     // SAFETY: the driver's initialisers ask nothing of the caller.
-    let library = names.iter().find_map(|name| unsafe { Library::new(*name) }.ok());
+    let library = names.iter().find_map(|name| unsafe { Library::new(name) }.ok());
     let library = library.ok_or_else(|| format!("there is no NVIDIA driver ({} is not installed)", names[0]))?;
     macro_rules! symbol {
         ($name:literal) => {
@@ -132,6 +136,10 @@ fn load() -> std::result::Result<Api, String> {
         launch: symbol!(b"cuLaunchKernel"),
         // SAFETY: the signature is that of cuda.h.
         launch_with: unsafe { library.get(b"cuLaunchKernelEx") }.ok().map(|f| *f),
+        // SAFETY: as above.
+        profiler_start: unsafe { library.get(b"cuProfilerStart") }.ok().map(|f| *f),
+        // SAFETY: as above.
+        profiler_stop: unsafe { library.get(b"cuProfilerStop") }.ok().map(|f| *f),
         capture_begin: symbol!(b"cuStreamBeginCapture_v2"),
         capture_end: symbol!(b"cuStreamEndCapture"),
         graph_instantiate: symbol!(b"cuGraphInstantiateWithFlags"),
@@ -487,6 +495,27 @@ impl Device for Cuda {
         };
         self.api.check("event", status)?;
         Ok(f64::from(milliseconds) * 1e-3)
+    }
+
+    fn begin_capture(&self, file: Option<&std::path::Path>) -> Result<()> {
+        if let Some(file) = file {
+            let why =
+                "an NVIDIA GPU writes no trace of its own; run this under nsys profile --capture-range=cudaProfilerApi";
+            return Err(Error::Absent(format!("{}: {why}", file.display())));
+        }
+        self.wait()?;
+        let Some(start) = self.api.profiler_start else {
+            return Err(Error::Absent("this driver has no profiler".into()));
+        };
+        // SAFETY: asks for nothing but a context, which `wait` has made current.
+        self.api.check("starting the profiler", unsafe { start() })
+    }
+
+    fn end_capture(&self) -> Result<()> {
+        self.wait()?;
+        let Some(stop) = self.api.profiler_stop else { return Ok(()) };
+        // SAFETY: as above.
+        self.api.check("stopping the profiler", unsafe { stop() })
     }
 
     fn free_memory(&self) -> Result<usize> {

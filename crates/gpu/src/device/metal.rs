@@ -394,6 +394,36 @@ impl Device for Metal {
         })
     }
 
+    fn begin_capture(&self, file: Option<&std::path::Path>) -> Result<()> {
+        autoreleasepool(|_| {
+            self.wait()?;
+            let file =
+                file.ok_or_else(|| Error::Absent("Metal captures into a file: --capture FILE.gputrace".into()))?;
+            // SAFETY: the one manager of the process, as Metal gives it.
+            let manager = unsafe { MTLCaptureManager::sharedCaptureManager() };
+            if !manager.supportsDestination(MTLCaptureDestination::GPUTraceDocument) {
+                let why = "Metal captures only where MTL_CAPTURE_ENABLED=1 is set before the program starts";
+                return Err(Error::Absent(why.into()));
+            }
+            let path = file.to_str().ok_or_else(|| Error::Absent(format!("{}: is not UTF-8", file.display())))?;
+            let url = NSURL::fileURLWithPath(&NSString::from_str(path));
+            let descriptor = MTLCaptureDescriptor::new();
+            descriptor.set_capture_device(&self.gpu);
+            descriptor.setDestination(MTLCaptureDestination::GPUTraceDocument);
+            descriptor.setOutputURL(Some(&url));
+            manager.startCaptureWithDescriptor_error(&descriptor).map_err(|e| error("a capture", &e))
+        })
+    }
+
+    fn end_capture(&self) -> Result<()> {
+        autoreleasepool(|_| {
+            self.wait()?;
+            // SAFETY: as above.
+            unsafe { MTLCaptureManager::sharedCaptureManager() }.stopCapture();
+            Ok(())
+        })
+    }
+
     fn submit(&self) -> Result<()> {
         autoreleasepool(|_| Self::commit(&mut self.lock()));
         Ok(())

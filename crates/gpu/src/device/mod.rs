@@ -17,6 +17,15 @@ use crate::Result;
 use crate::source::{Access, Entry, Target};
 use marlin_checkpoint::Bytes;
 
+/// The names of a library to try, one after another: the one that an environment variable has, and then no other, or the usual ones.
+#[cfg(not(target_os = "macos"))]
+fn library_names(variable: &str, usual: &[&str]) -> Vec<String> {
+    match std::env::var(variable).ok().filter(|name| !name.is_empty()) {
+        Some(named) => vec![named],
+        None => usual.iter().map(|name| (*name).to_owned()).collect(),
+    }
+}
+
 /// What a device is.
 #[derive(Clone, Debug)]
 pub struct Info {
@@ -189,6 +198,18 @@ pub trait Device: Send + Sync + 'static {
     /// Seconds that passed on the device between two marks, both of which have been reached. Marks are used once.
     fn seconds_between(&self, before: u64, after: u64) -> Result<f64> {
         Ok(after.saturating_sub(before) as f64 * 1e-9)
+    }
+
+    /// Everything launched until [`Device::end_capture`] is written down for the system's profiler: into `file` (`.gputrace`) by Metal,
+    /// for a profiler that watches this process by CUDA.
+    fn begin_capture(&self, file: Option<&std::path::Path>) -> Result<()> {
+        let _ = file;
+        Err(crate::Error::Absent("this device has no profiler to capture for".into()))
+    }
+
+    /// Ends what [`Device::begin_capture`] began.
+    fn end_capture(&self) -> Result<()> {
+        Ok(())
     }
 
     /// Bytes of memory that are free.
