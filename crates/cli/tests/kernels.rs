@@ -106,6 +106,8 @@ fn the_table_of_any_chip_is_shown() {
     let ranges: Vec<&str> = trellis.iter().map(|(rows, _)| rows.as_str()).collect();
     assert_eq!(ranges, ["1", "2", "3 to 16", "17 and more"]);
     assert!(trellis[0].1.starts_with("mm_trellis_gemv_3_mul1_1_") && trellis[3].1.starts_with("mm_trellis_gemm_3"));
+    let limit = found["limits"].as_array().unwrap().iter().find(|l| l["weights"] == "trellis of 3 bits, mul1").unwrap();
+    assert_eq!((&limit["bytes"], limit["by_memory"].as_f64().unwrap().round()), (&0.375.into(), 137.0));
     // The M1 reads weights for fewer rows at a time; tensor cores have kernels of their own.
     let found = marlin(&["kernels", "--chip", "Apple M1", "--json"]).json();
     assert_eq!(of(found["kernels"].as_array().unwrap(), "dense bf16")[2].0, "3 to 8");

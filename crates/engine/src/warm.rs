@@ -23,7 +23,7 @@ impl<B: Backend> Engine<B> {
 
     fn every_step(&self) -> Result<()> {
         let context = self.sizing().context.max(1);
-        let (chunk, batch) = (self.options.prefill_chunk.min(context), self.options.max_batch);
+        let (chunk, batch) = (self.scheduler.limits().chunk.min(context), self.options.max_batch);
         for len in sizes(chunk) {
             for cached in [0, context - len] {
                 self.one_step(&[(cached, len)], cached == 0)?;

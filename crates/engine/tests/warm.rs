@@ -36,7 +36,7 @@ fn engine(device: Arc<dyn Device>) -> Engine<GpuBackend> {
         max_batch: 4,
         context: Some(CONTEXT),
         kv_tokens: Some(2 * CONTEXT),
-        prefill_chunk: 300,
+        prefill_chunk: Some(300),
         ..EngineOptions::default()
     };
     Engine::new(b, model, None, Vec::new(), options).unwrap()

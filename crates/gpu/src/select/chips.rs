@@ -98,7 +98,7 @@ impl Chip {
         let size = ["Ultra", "Max", "Pro"].into_iter().find(|size| info.name.ends_with(size)).unwrap_or("");
         let alike = |c: &&Self| {
             c.is_nvidia() == nvidia
-                && (nvidia || c.name.ends_with(size) && (size != "" || c.name.len() == "Apple M1".len()))
+                && (nvidia || c.name.ends_with(size) && (!size.is_empty() || c.name.len() == "Apple M1".len()))
         };
         own.or_else(|| CHIPS.iter().rev().find(alike)).unwrap_or(&CHIPS[0])
     }

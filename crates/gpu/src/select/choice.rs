@@ -3,6 +3,7 @@
 use super::{Chip, Thresholds};
 use crate::backend::{Kind, fits_library, gemv, packed_kind, rows_at_a_time, streamed, trellis_gemv};
 use crate::kernels::*;
+use crate::source::Entry;
 use marlin_backend::fallback::Reason;
 use marlin_checkpoint::weight::Codebook;
 use serde::Serialize;
@@ -75,6 +76,35 @@ impl Weight {
                 format!("{codes}, {group}{}", if minimum == Factor::None { "" } else { ", minimum" })
             }
             Kind::Trellis { bits, book, .. } => format!("trellis of {bits} bits, {:?}", book.0).to_lowercase(),
+        }
+    }
+}
+
+impl Weight {
+    /// The kernel for a few rows that every GPU has.
+    pub fn few_rows_entry(&self, rows: usize) -> Entry {
+        let m = rows_at_a_time(rows);
+        match self.0 {
+            Kind::Rows { weight, .. } => gemv(weight, m, false, false).entry(),
+            Kind::Trellis { bits, book, .. } => trellis_gemv(bits, book, m, false).entry(),
+        }
+    }
+
+    /// Bytes of memory for each weight, scales and minimums included.
+    pub fn bytes_per_weight(&self) -> f64 {
+        match self.0 {
+            Kind::Rows { weight: WeightType::Dense { element, .. }, .. } => element.bytes() as f64,
+            Kind::Rows { weight: WeightType::Grouped { bits, scale, minimum, .. }, args } => {
+                let size = |f: Factor| match f {
+                    Factor::None => 0.0,
+                    Factor::F32 => 4.0,
+                    Factor::F16 | Factor::Bf16 => 2.0,
+                    Factor::U4 => 0.5,
+                    _ => 1.0,
+                };
+                f64::from(bits) / 8.0 + (size(scale) + size(minimum)) / f64::from(1u32 << args.scale.col_shift.min(30))
+            }
+            Kind::Trellis { bits, .. } => f64::from(bits) / 8.0,
         }
     }
 }

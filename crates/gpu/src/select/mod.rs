@@ -5,10 +5,12 @@
 
 pub mod chips;
 mod choice;
+pub mod limits;
 mod saved;
 
 pub use chips::Chip;
 pub use choice::{Choice, Weight, choose};
+pub use limits::Limit;
 pub use saved::{file, save, saved};
 
 use crate::device::Info;

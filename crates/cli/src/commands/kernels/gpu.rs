@@ -4,7 +4,7 @@ use super::{Args, Modules, of_model};
 use crate::error::{Failure, Result};
 use crate::values::Device;
 use crate::{device, output};
-use marlin_gpu::select::{self, Chip, Choice, Thresholds, Weight};
+use marlin_gpu::select::{self, Chip, Choice, Limit, Thresholds, Weight};
 use serde::Serialize;
 
 /// Rows at which the table looks; those between two that are alike are alike.
@@ -22,7 +22,13 @@ struct Report {
     #[serde(skip_serializing_if = "Option::is_none")]
     batch: Option<usize>,
     kernels: Vec<Row>,
+    /// What lanes and memory of an Apple chip allow, for a model of so many weights.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    limits: Vec<Limit>,
 }
+
+/// Weights that a token takes, in the limits shown.
+const WEIGHTS: f64 = 8e9;
 
 #[derive(Serialize)]
 struct Row {
@@ -113,7 +119,11 @@ pub fn run(args: &Args) -> Result<()> {
             }
         }
     }
-    let report = Report { chip, thresholds_from, thresholds, batch: args.explain, kernels };
+    let mut limits = Vec::new();
+    if !chip.is_nvidia() && args.explain.is_none() {
+        limits.extend(Weight::examples(EXAMPLE).iter().filter_map(|w| Limit::of(&chip, w, WEIGHTS)));
+    }
+    let report = Report { chip, thresholds_from, thresholds, batch: args.explain, kernels, limits };
     if args.json { output::print_json(&report) } else { output::print(&report.text()) }
 }
 
@@ -148,6 +158,19 @@ impl Report {
                     }
                 }
             }
+        }
+        if !self.limits.is_empty() {
+            out += "\none row of 8 billion weights, at most (instructions counted, nothing measured):\n";
+            out += &format!(
+                "{:<42}{:>13}{:>8}{:>8}{:>18}{:>14}\n",
+                "", "instructions", "clocks", "bytes", "tok/s by lanes", "by memory"
+            );
+        }
+        for l in &self.limits {
+            out += &format!(
+                "{:<42}{:>13.1}{:>8.1}{:>8.3}{:>18.0}{:>14.0}\n",
+                l.weights, l.instructions, l.clocks, l.bytes, l.by_instructions, l.by_memory
+            );
         }
         out
     }
