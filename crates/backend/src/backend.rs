@@ -254,6 +254,23 @@ pub trait Backend: Send + Sync + Sized + 'static {
         forward(batch)
     }
 
+    /// Gets ready for all that `work` asks for, so that nothing has to be compiled when it is asked for in earnest. `work` is called,
+    /// perhaps without anything being computed: what it reads has no meaning. `progress` is told how many of how many kernels are there.
+    fn rehearse<E: From<crate::Error>>(
+        &self,
+        work: impl FnOnce() -> std::result::Result<(), E>,
+        progress: &(dyn Fn(usize, usize) + Sync),
+    ) -> std::result::Result<(), E> {
+        let _ = (work, progress);
+        Ok(())
+    }
+
+    /// Makes sure that what has no weights is computed rightly in such a model; refuses it by the name of what is not.
+    fn trust(&self, shapes: &crate::shapes::Shapes) -> Result<()> {
+        let _ = shapes;
+        Ok(())
+    }
+
     // Blocks; see `blocks` for what they compute.
 
     /// Norm, q/k/v, head norms, rotation, KV append; gives the queries.

@@ -27,11 +27,15 @@ pub enum Reason {
     SelfCheckFailed,
     /// Tokens chosen on the CPU, for which the device had to be waited for.
     SampledOnCpu,
+    /// What was compiled does not have the kernel.
+    KernelNotFound,
+    /// The device has no memory for what the faster path works in.
+    OutOfMemory,
 }
 
 impl Reason {
     /// Every reason.
-    pub const ALL: [Reason; 9] = [
+    pub const ALL: [Reason; 11] = [
         Reason::UnsupportedGroup,
         Reason::UnsupportedTransform,
         Reason::UnsupportedShape,
@@ -41,6 +45,8 @@ impl Reason {
         Reason::KernelCompileFailed,
         Reason::SelfCheckFailed,
         Reason::SampledOnCpu,
+        Reason::KernelNotFound,
+        Reason::OutOfMemory,
     ];
 
     /// Its code in reports.
@@ -55,6 +61,8 @@ impl Reason {
             Reason::KernelCompileFailed => "kernel_compile_failed",
             Reason::SelfCheckFailed => "self_check_failed",
             Reason::SampledOnCpu => "sampled_on_cpu",
+            Reason::KernelNotFound => "kernel_not_found",
+            Reason::OutOfMemory => "out_of_memory",
         }
     }
 }

@@ -16,6 +16,7 @@ pub mod fallback;
 mod kv;
 mod reference;
 pub mod sampling;
+pub mod shapes;
 mod step;
 
 pub use backend::{Backend, Expert, LatentForm, LinearHandle, Observer, Pass, RopeTable};

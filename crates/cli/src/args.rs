@@ -3,7 +3,7 @@
 
 use crate::commands::{
     bench, calibrate, chat, compare, completions, dequantise, doctor, eval, inspect, kernels, list, logits, pull,
-    quantize, rm, run, synthesise, verify,
+    quantize, rm, run, synthesise, verify, warm_cache,
 };
 use crate::values::{self, Device, KvType};
 use clap::builder::FalseyValueParser;
@@ -34,6 +34,7 @@ pub enum Command {
     Logits(logits::Args),
     Bench(bench::Args),
     Kernels(kernels::Args),
+    WarmCache(warm_cache::Args),
     Pull(pull::Args),
     List(list::Args),
     Rm(rm::Args),
@@ -52,7 +53,7 @@ pub struct EngineArgs {
     /// Threads; 0 takes the physical cores
     #[arg(long, value_name = "N", env = "MARLIN_THREADS", default_value_t = 0, value_parser = values::threads)]
     pub threads: usize,
-    /// Compute in f32 throughout, so that an answer does not depend on what runs beside it
+    /// Compute in f32 throughout, so that an answer does not depend on what runs beside it (on a GPU: but for the order of sums)
     #[arg(long, env = "MARLIN_EXACT", value_parser = FalseyValueParser::new())]
     pub exact: bool,
     /// Element type of the KV memory; auto is bf16, or f32 with --exact

@@ -8,7 +8,8 @@ use marlin_backend::Backend;
 use marlin_backend::fallback::Snapshot;
 use marlin_cpu::{Cpu, CpuBackend, CpuOptions, KvType, bandwidth};
 use marlin_gpu::kernels::Element;
-use marlin_gpu::{GpuBackend, GpuOptions, KernelTime};
+use marlin_gpu::{GpuBackend, GpuOptions, KernelTime, Warmth};
+use std::path::Path;
 use std::sync::Arc;
 
 /// A backend that commands can run models on.
@@ -17,6 +18,21 @@ pub trait Runs: Backend {
     fn slower(&self) -> Snapshot;
     /// Bytes a second that its memory gives, measured over so many.
     fn bytes_per_second(&self, region: usize) -> Result<f64>;
+    /// What there is to say about its kernels, where they are compiled when they are wanted.
+    fn warmth(&self) -> Option<Warmth> {
+        None
+    }
+    /// Begins to write down what is launched, for the system's profiler.
+    fn begin_capture(&self, file: Option<&Path>) -> Result<()> {
+        let _ = file;
+        Err(Failure::text(
+            "nothing is captured: the CPU has no command queue; use the system's sampling profiler (perf, Instruments)",
+        ))
+    }
+    /// Ends that.
+    fn end_capture(&self) -> Result<()> {
+        Ok(())
+    }
     /// Begins to keep the times of kernels; false where there are none to be kept.
     fn start_timing(&self) -> bool {
         false
@@ -44,6 +60,18 @@ impl Runs for GpuBackend {
 
     fn bytes_per_second(&self, region: usize) -> Result<f64> {
         Ok(GpuBackend::bytes_per_second(self, region).map_err(marlin_backend::Error::from)?)
+    }
+
+    fn warmth(&self) -> Option<Warmth> {
+        Some(GpuBackend::warmth(self))
+    }
+
+    fn begin_capture(&self, file: Option<&Path>) -> Result<()> {
+        Ok(self.gpu().device().begin_capture(file).map_err(marlin_backend::Error::from)?)
+    }
+
+    fn end_capture(&self) -> Result<()> {
+        Ok(self.gpu().device().end_capture().map_err(marlin_backend::Error::from)?)
     }
 
     fn start_timing(&self) -> bool {
@@ -138,25 +166,50 @@ pub fn find(wanted: Option<Device>) -> std::result::Result<Arc<dyn marlin_gpu::D
 }
 
 fn gpu(args: &EngineArgs, wanted: Option<Device>) -> std::result::Result<GpuBackend, Unusable> {
-    let asked = |why: &str| Err(Unusable { why: why.into(), absent: true });
-    if args.exact {
-        return asked("--exact is computed by the CPU only");
-    }
+    let device = find(wanted)?;
+    let options = gpu_options(args, device.info().memory);
+    GpuBackend::open(device, options).map_err(|error| Unusable { why: error.to_string(), absent: false })
+}
+
+/// How a GPU with so many bytes of memory computes.
+fn gpu_options(args: &EngineArgs, memory: usize) -> GpuOptions {
     let kv = match args.kv_type {
+        KvType::Auto if args.exact => Element::F32,
         KvType::Auto | KvType::Bf16 => Element::Bf16,
         KvType::F32 => Element::F32,
         KvType::F16 => Element::F16,
         KvType::Int8 => Element::Int8,
         KvType::Fp8 => Element::Fp8,
     };
-    let device = find(wanted)?;
     // Some memory is left to others.
-    let memory = device.info().memory / 16 * 15;
-    GpuBackend::open(device, GpuOptions { kv, memory, threads: args.threads, record: true, exact: false })
-        .map_err(|error| Unusable { why: error.to_string(), absent: false })
+    GpuOptions { kv, memory: memory / 16 * 15, threads: args.threads, record: true, exact: args.exact }
 }
 
 /// Threads that the options give the processor.
 pub fn threads(args: &EngineArgs) -> usize {
     Cpu::new(args.threads).pool().threads()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::args::Cli;
+    use clap::Parser;
+
+    /// What `kernels` would compute with, as `run` takes the options.
+    fn options(args: &[&str]) -> GpuOptions {
+        let cli = Cli::parse_from([&["metal-marlin", "run", "x"], args].concat());
+        let crate::args::Command::Run(run) = cli.command else { panic!("not run") };
+        gpu_options(&run.engine, 1 << 30)
+    }
+
+    #[test]
+    fn exact_holds_on_a_gpu_too() {
+        let plain = options(&[]);
+        assert_eq!((plain.exact, plain.kv), (false, Element::Bf16));
+        let exact = options(&["--exact"]);
+        assert_eq!((exact.exact, exact.kv), (true, Element::F32));
+        assert_eq!(options(&["--exact", "--kv-type", "int8"]).kv, Element::Int8);
+        assert!(plain.memory < 1 << 30 && plain.memory > 1 << 29);
+    }
 }

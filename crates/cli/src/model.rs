@@ -12,7 +12,7 @@ use marlin_engine::{Engine, EngineOptions};
 use marlin_models::{LoadOptions, Model};
 use std::cell::OnceCell;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 /// Opens the checkpoint that `name` means, without reading its weights.
@@ -170,6 +170,9 @@ pub fn load_checkpoint<B: Runs>(
     let eos = checkpoint.generation.eos.clone();
     let model = Arc::new(model);
     let engine = Engine::new(backend, model, tokenizer, eos, options)?;
+    let bar = Mutex::new(Bar::items("compiling kernels"));
+    engine.warm(&|done, total| bar.lock().unwrap_or_else(PoisonError::into_inner).set(done as u64, total as u64))?;
+    drop(bar);
     let loaded = Loaded { engine, checkpoint, template: OnceCell::new(), load: started.elapsed() };
     warn(&loaded);
     if args.verbose {
@@ -204,6 +207,9 @@ fn describe<B: Runs>(loaded: &Loaded<B>) {
         engine.backend().name(),
         output::seconds(load.as_secs_f64())
     ));
+    if let Some(warmth) = engine.backend().warmth() {
+        output::note(&output::kernels(&warmth));
+    }
     output::note(&format!("context {} tokens, {}", engine.context(), engine.sizing()));
     let report = engine.model().report();
     if !report.mtp.is_empty() {

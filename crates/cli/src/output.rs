@@ -53,6 +53,22 @@ pub fn bytes(number: u64) -> String {
     format!("{value:.1} TB")
 }
 
+/// What was compiled and compared.
+pub fn kernels(w: &marlin_gpu::Warmth) -> String {
+    let unchecked = match w.unchecked.len() {
+        0 => String::new(),
+        n => format!(", {n} more in other variants only"),
+    };
+    format!(
+        "kernels: {} compiled, {} found on disk ({}); {} agree with the reference{unchecked} ({})",
+        w.compiled,
+        w.found,
+        seconds(w.compile_seconds),
+        w.checked,
+        seconds(w.check_seconds)
+    )
+}
+
 /// What was computed on slower paths, if anything was.
 pub fn fallbacks(found: &marlin_backend::fallback::Snapshot) -> Option<String> {
     let last = found.last.as_ref()?;

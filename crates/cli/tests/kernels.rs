@@ -91,3 +91,43 @@ fn every_kv_type_of_the_backend_has_a_name() {
     }
     assert!(marlin(&["run", "Once", "--kv-type", "f8"]).error(2).contains("invalid value 'f8'"));
 }
+
+/// The table of a GPU needs none: a chip is named.
+#[test]
+fn the_table_of_any_chip_is_shown() {
+    let found = marlin(&["kernels", "--chip", "m3 max", "--json"]).json();
+    assert_eq!((&found["chip"]["name"], &found["chip"]["cores"]), (&"Apple M3 Max".into(), &40.into()));
+    let rows = found["kernels"].as_array().unwrap();
+    let of = |found: &[serde_json::Value], weights: &str| -> Vec<(String, String)> {
+        let rows = found.iter().filter(|r| r["weights"] == weights);
+        rows.map(|r| (r["rows"].as_str().unwrap().to_owned(), r["kernel"].as_str().unwrap().to_owned())).collect()
+    };
+    let trellis = of(rows, "trellis of 3 bits, mul1");
+    let ranges: Vec<&str> = trellis.iter().map(|(rows, _)| rows.as_str()).collect();
+    assert_eq!(ranges, ["1", "2", "3 to 16", "17 and more"]);
+    assert!(trellis[0].1.starts_with("mm_trellis_gemv_3_mul1_1_") && trellis[3].1.starts_with("mm_trellis_gemm_3"));
+    let limit = found["limits"].as_array().unwrap().iter().find(|l| l["weights"] == "trellis of 3 bits, mul1").unwrap();
+    assert_eq!((&limit["bytes"], limit["by_memory"].as_f64().unwrap().round()), (&0.375.into(), 137.0));
+    // The M1 reads weights for fewer rows at a time; tensor cores have kernels of their own.
+    let found = marlin(&["kernels", "--chip", "Apple M1", "--json"]).json();
+    assert_eq!(of(found["kernels"].as_array().unwrap(), "dense bf16")[2].0, "3 to 8");
+    let text = marlin(&["kernels", "--chip", "sm_90", "--explain", "1"]).ok();
+    assert!(text.contains("mm_trellis_stream_3_mul1") && text.contains("on tensor cores"), "{text}");
+    let text = marlin(&["kernels", "--chip", "sm_90", "--explain", "300", "--exact"]).ok();
+    assert!(text.contains("mm_trellis_gemm_3") && text.contains("--exact multiplies in f32"), "{text}");
+    let text = marlin(&["kernels", "--chip", "sm_80", "--explain", "4", &built_in()]).ok();
+    assert!(text.contains("model.layers.") && text.contains(" more"), "{text}");
+    assert!(marlin(&["kernels", "--chip", "M99"]).error(1).contains("expected one of Apple M1, "));
+}
+
+/// Where there is nothing to capture, that is told, and measured all the same.
+#[test]
+fn captures_are_for_gpus() {
+    let args =
+        ["bench", "latency", "--prompt", "2", "--generate", "1", "--warmup", "0", "--repeats", "1", "--device", "cpu"];
+    for option in [&["--capture", "x.gputrace"][..], &["--cuda-profiler"]] {
+        let found = marlin(&[&args[..], option].concat());
+        assert!(found.stderr.contains("note: nothing is captured: the CPU has no command queue"), "{}", found.stderr);
+        assert_eq!(found.code, Some(0));
+    }
+}

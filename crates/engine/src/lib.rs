@@ -24,6 +24,7 @@ mod score;
 mod sequence;
 mod stats;
 mod stop;
+mod warm;
 
 pub use block_pool::{BlockPool, Chain, PoolStats};
 pub use engine::{Completion, Engine};

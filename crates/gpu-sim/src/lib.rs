@@ -15,7 +15,7 @@
 
 use libloading::Library;
 use marlin_checkpoint::Bytes;
-use marlin_gpu::device::{Binding, Device, Function, Handle, Info, Launch, Matmul};
+use marlin_gpu::device::{self, Binding, Device, Function, Handle, Info, Launch, Matmul};
 use marlin_gpu::source::{Access, Entry, Target};
 use marlin_gpu::{Error, Result};
 use std::collections::HashMap;
@@ -71,7 +71,7 @@ struct Module {
 }
 
 #[derive(Clone)]
-struct Compiled {
+struct Loaded {
     name: String,
     kernel: Kernel,
     module: Arc<Module>,
@@ -96,7 +96,7 @@ pub struct Simulated {
     info: Info,
     order: Order,
     memory: Mutex<HashMap<u64, Memory>>,
-    functions: Mutex<Vec<Compiled>>,
+    functions: Mutex<Vec<Loaded>>,
     recordings: Mutex<Recordings>,
     fetches: Mutex<HashMap<u64, Vec<u8>>>,
 }
@@ -186,14 +186,14 @@ fn hash(text: &str) -> u64 {
     text.bytes().fold(0xcbf2_9ce4_8422_2325, |h, b| (h ^ u64::from(b)).wrapping_mul(0x100_0000_01b3))
 }
 
-/// The shared library made of `text`, from disk if it has been made before.
-fn build(text: &str, first: &str) -> Result<PathBuf> {
+/// The shared library made of `text`, and whether it has been made before.
+fn build(text: &str, first: &str) -> Result<(PathBuf, bool)> {
     let folder = Path::new(env!("SIM_RUNTIME")).with_file_name("modules");
     std::fs::create_dir_all(&folder).map_err(device)?;
     let stem = format!("{:016x}", hash(&format!("{}{text}", include_str!("../runtime/runtime.cc"))));
     let library = folder.join(format!("{stem}.so"));
     if library.exists() {
-        return Ok(library);
+        return Ok((library, true));
     }
     // Tests run side by side: each writes its own files and then puts the result in place.
     static NEXT: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(0);
@@ -238,7 +238,7 @@ fn build(text: &str, first: &str) -> Result<PathBuf> {
         // What is left behind wastes some space only.
         _ = std::fs::remove_file(file);
     }
-    result.map(|()| library)
+    result.map(|()| (library, false))
 }
 
 impl Device for Simulated {
@@ -307,19 +307,19 @@ impl Device for Simulated {
         lock(&self.fetches).remove(&number);
     }
 
-    fn compile(&self, text: &str, entries: &[Entry]) -> Result<Vec<Function>> {
+    fn compile(&self, text: &str, entries: &[Entry]) -> Result<device::Compiled> {
         let first = entries.first().map_or("", |e| e.name.as_str());
-        let module = self.open(&build(text, first)?, text)?;
-        let mut functions = lock(&self.functions);
-        entries
-            .iter()
-            .map(|e| {
-                // SAFETY: entry points are declared with this type by `source`.
-                let kernel = unsafe { module.library.get::<Kernel>(e.name.as_bytes()) }.map_err(device)?;
-                functions.push(Compiled { name: e.name.clone(), kernel: *kernel, module: module.clone() });
-                Ok(Function(functions.len() as u64 - 1))
-            })
-            .collect()
+        let (library, cached) = build(text, first)?;
+        let module = self.open(&library, text)?;
+        let mut loaded = lock(&self.functions);
+        let find = |e: &Entry| {
+            // SAFETY: entry points are declared with this type by `source`.
+            let kernel = unsafe { module.library.get::<Kernel>(e.name.as_bytes()) };
+            let kernel = kernel.map_err(|_| Error::NotFound { kernel: e.name.clone() })?;
+            loaded.push(Loaded { name: e.name.clone(), kernel: *kernel, module: module.clone() });
+            Ok(Function(loaded.len() as u64 - 1))
+        };
+        Ok(device::Compiled { functions: entries.iter().map(find).collect::<Result<_>>()?, cached })
     }
 
     fn begin_recording(&self) -> Result<bool> {
@@ -356,7 +356,7 @@ impl Device for Simulated {
             return Ok(());
         }
         let compiled = lock(&self.functions).get(launch.function.0 as usize).cloned();
-        let Compiled { name, kernel, module } = compiled.ok_or_else(|| device("no such kernel"))?;
+        let Loaded { name, kernel, module } = compiled.ok_or_else(|| device("no such kernel"))?;
         let raw = |b: &Binding| -> Result<RawBinding> {
             let borrowed = matches!(lock(&self.memory).get(&b.handle.0), Some(Memory::Borrowed(_)));
             if borrowed && b.access == Access::Write {

@@ -26,7 +26,7 @@ fn run(body: &str, order: Order) -> Result<Vec<f32>, String> {
     );
     let text = source::module_of(Target::Host, &whole, std::slice::from_ref(&entry));
     let device = Simulated::new(order);
-    let function = device.compile(&text, &[entry]).map_err(|e| e.to_string())?[0];
+    let function = device.compile(&text, &[entry]).map_err(|e| e.to_string())?.functions[0];
     let [x, y] = [Access::Read, Access::Write].map(|access| {
         let handle = device.allocate(1024).unwrap();
         Binding { handle, offset: 0, bytes: 1024, access }

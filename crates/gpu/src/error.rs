@@ -14,6 +14,12 @@ pub enum Error {
         /// What the compiler said.
         log: String,
     },
+    /// A module was compiled and does not have a kernel that it should have.
+    #[error("kernel {kernel}: is not in what was compiled")]
+    NotFound {
+        /// The kernel.
+        kernel: String,
+    },
     /// A launch does not fit the kernel's declaration.
     #[error("kernel {kernel}: {why}")]
     Launch {

@@ -1,14 +1,15 @@
 //! A device with its pool of buffers and its compiled kernels.
 
-use crate::device::{Binding, Device, Function, Handle, Launch, Matmul};
+use crate::device::{Binding, Compiled, Device, Function, Handle, Launch, Matmul};
 use crate::source::{self, Access, Entry};
 use crate::{Error, Result};
 use marlin_checkpoint::Bytes;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::marker::PhantomData;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
 use std::thread::ThreadId;
+use std::time::Instant;
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
@@ -155,6 +156,22 @@ pub struct Counts {
     pub replays: u64,
     /// Times the host waited for results.
     pub waits: u64,
+    /// Kernels compiled.
+    pub compiled: u64,
+    /// Kernels whose code was found on disk.
+    pub found: u64,
+    /// Nanoseconds that somebody waited for kernels to be compiled, or read from disk.
+    pub compiling: u64,
+    /// Nanoseconds that they were compared with the reference.
+    pub checking: u64,
+}
+
+/// What a rehearsal has noted so far, and in which thread.
+struct Rehearsal {
+    thread: ThreadId,
+    entries: BTreeMap<String, Entry>,
+    /// Something in it is done all the same.
+    suspended: bool,
 }
 
 /// What launches of one kernel took while times were kept.
@@ -280,15 +297,26 @@ pub fn bytes_of<T: Plain>(values: &[T]) -> &[u8] {
 pub struct Gpu {
     device: Arc<dyn Device>,
     pool: Arc<Pool>,
-    functions: Mutex<HashMap<String, Function>>,
+    /// Kernels by name, those that do not compile among them.
+    functions: Mutex<HashMap<String, Result<Function>>>,
     /// Held by whoever asks the device for something, alone by whoever records.
     turn: RwLock<()>,
     recorder: Mutex<Option<Recorder>>,
     launches: AtomicU64,
     replays: AtomicU64,
     waits: AtomicU64,
+    compiled: AtomicU64,
+    found: AtomicU64,
+    compiling: AtomicU64,
+    checking: AtomicU64,
     /// Launches whose times are kept.
     timed: Mutex<Option<Vec<Timed>>>,
+    /// Whether somebody rehearses, so that nobody else has to look.
+    rehearses: AtomicBool,
+    rehearsal: Mutex<Option<Rehearsal>>,
+    /// Kernels that ran while they were compared with the reference, and how many such comparisons are under way.
+    checks: AtomicUsize,
+    checked: Mutex<HashSet<String>>,
 }
 
 impl Gpu {
@@ -304,8 +332,76 @@ impl Gpu {
             launches: AtomicU64::new(0),
             replays: AtomicU64::new(0),
             waits: AtomicU64::new(0),
+            compiled: AtomicU64::new(0),
+            found: AtomicU64::new(0),
+            compiling: AtomicU64::new(0),
+            checking: AtomicU64::new(0),
             timed: Mutex::default(),
+            rehearses: AtomicBool::new(false),
+            rehearsal: Mutex::default(),
+            checks: AtomicUsize::new(0),
+            checked: Mutex::default(),
         }
+    }
+
+    /// `work` without its launches, products and waits: what it reads is 0. Gives the kernels that it wanted, by name. Memory is
+    /// allocated and filled as always. Rehearsals of other threads are waited for by none: there may be one at a time.
+    pub fn rehearse<T>(&self, work: impl FnOnce() -> T) -> (T, Vec<Entry>) {
+        let thread = std::thread::current().id();
+        *lock(&self.rehearsal) = Some(Rehearsal { thread, entries: BTreeMap::new(), suspended: false });
+        self.rehearses.store(true, Relaxed);
+        let done = work();
+        self.rehearses.store(false, Relaxed);
+        let noted = lock(&self.rehearsal).take().map(|r| r.entries.into_values().collect());
+        (done, noted.unwrap_or_default())
+    }
+
+    /// Whether this thread rehearses.
+    pub fn is_rehearsing(&self) -> bool {
+        let here = || std::thread::current().id();
+        self.rehearses.load(Relaxed)
+            && lock(&self.rehearsal).as_ref().is_some_and(|r| r.thread == here() && !r.suspended)
+    }
+
+    /// Does `work` even if this thread rehearses: its results are kept.
+    pub fn in_earnest<T>(&self, work: impl FnOnce() -> T) -> T {
+        if !self.is_rehearsing() {
+            return work();
+        }
+        let suspend = |suspended| {
+            if let Some(r) = lock(&self.rehearsal).as_mut() {
+                r.suspended = suspended;
+            }
+        };
+        suspend(true);
+        let done = work();
+        suspend(false);
+        done
+    }
+
+    /// Notes, while it lasts, which kernels run: if `work` says that all went well, they are known to be right.
+    pub(crate) fn check<E>(&self, work: impl FnOnce() -> std::result::Result<bool, E>) -> std::result::Result<bool, E> {
+        let before = lock(&self.checked).clone();
+        let began = Instant::now();
+        self.checks.fetch_add(1, Relaxed);
+        let good = work();
+        if self.checks.fetch_sub(1, Relaxed) == 1 {
+            self.checking.fetch_add(began.elapsed().as_nanos() as u64, Relaxed);
+        }
+        if !matches!(good, Ok(true)) {
+            *lock(&self.checked) = before;
+        }
+        good
+    }
+
+    /// Kernels that have been compared with the reference, and agreed.
+    pub fn checked(&self) -> usize {
+        lock(&self.checked).len()
+    }
+
+    /// Whether a kernel has.
+    pub fn is_checked(&self, name: &str) -> bool {
+        lock(&self.checked).contains(name)
     }
 
     /// The memory of the recording that this thread makes, if it does.
@@ -372,8 +468,16 @@ impl Gpu {
 
     /// How often the device was asked for something.
     pub fn counts(&self) -> Counts {
-        let [launches, replays, waits] = [&self.launches, &self.replays, &self.waits].map(|n| n.load(Relaxed));
-        Counts { launches, replays, waits }
+        let count = |n: &AtomicU64| n.load(Relaxed);
+        Counts {
+            launches: count(&self.launches),
+            replays: count(&self.replays),
+            waits: count(&self.waits),
+            compiled: count(&self.compiled),
+            found: count(&self.found),
+            compiling: count(&self.compiling),
+            checking: count(&self.checking),
+        }
     }
 
     /// Begins to keep the times of launches. They take longer meanwhile, and nothing is recorded.
@@ -447,6 +551,8 @@ impl Gpu {
         let mut state = lock(&self.pool.state);
         let active = state.statistics.active;
         let refused = || Error::OutOfMemory { bytes: size, active, cap: self.pool.cap };
+        // The device does not know what the pool has.
+        let of_device = |error| if matches!(error, Error::OutOfMemory { .. }) { refused() } else { error };
         if active + size > self.pool.cap {
             return Err(refused());
         }
@@ -461,11 +567,11 @@ impl Gpu {
                 Err(_) if state.statistics.cached > 0 => {
                     drop(state);
                     self.clear_cache();
-                    let handle = self.device.allocate(size)?;
+                    let handle = self.device.allocate(size).map_err(of_device)?;
                     state = lock(&self.pool.state);
                     handle
                 }
-                Err(error) => return Err(error),
+                Err(error) => return Err(of_device(error)),
             },
         };
         state.statistics.active += size;
@@ -516,7 +622,7 @@ impl Gpu {
     /// The values, once everything asked for before is done.
     pub fn read<T: Plain + Default>(&self, from: &Slice<T>) -> Result<Vec<T>> {
         let mut values = vec![T::default(); from.len()];
-        if !values.is_empty() {
+        if !values.is_empty() && !self.is_rehearsing() {
             let _turn = self.not_recorded("reading")?;
             self.waits.fetch_add(1, Relaxed);
             // SAFETY: the bytes of `values`, of which every pattern is a value.
@@ -550,25 +656,72 @@ impl Gpu {
         Ok(values)
     }
 
-    /// Compiles those of `entries` that are not yet, as one module.
+    /// Compiles those of `entries` that are not yet; the first of them that does not compile is the error.
     pub fn prepare(&self, entries: &[Entry]) -> Result<()> {
-        let mut missing: Vec<Entry> = Vec::new();
+        self.prepare_all(entries, &|_, _| {})
+    }
+
+    /// The same; `progress` is told how many of how many are done, from several threads.
+    pub fn prepare_all(&self, entries: &[Entry], progress: &(dyn Fn(usize, usize) + Sync)) -> Result<()> {
+        let mut missing: Vec<&Entry> = Vec::new();
         {
             let functions = lock(&self.functions);
             for e in entries {
                 if !functions.contains_key(&e.name) && !missing.iter().any(|m| m.name == e.name) {
-                    missing.push(e.clone());
+                    missing.push(e);
                 }
             }
         }
-        if missing.is_empty() {
-            return Ok(());
+        if !missing.is_empty() {
+            let _turn = self.not_recorded("compiling")?;
+            // A module for each, so that code on disk serves every model that wants the same kernel.
+            let (next, done) = (AtomicUsize::new(0), AtomicUsize::new(0));
+            let failed = Mutex::new(None);
+            let work = || {
+                while let Some(e) = missing.get(next.fetch_add(1, Relaxed)) {
+                    if let Err(error) = self.compile(e)
+                        && !matches!(error, Error::Compile { .. } | Error::NotFound { .. })
+                    {
+                        lock(&failed).get_or_insert(error);
+                    }
+                    progress(done.fetch_add(1, Relaxed) + 1, missing.len());
+                }
+            };
+            let threads = std::thread::available_parallelism().map_or(1, usize::from).min(missing.len());
+            let began = Instant::now();
+            std::thread::scope(|scope| {
+                (1..threads).for_each(|_| _ = scope.spawn(work));
+                work();
+            });
+            self.compiling.fetch_add(began.elapsed().as_nanos() as u64, Relaxed);
+            if let Some(error) = lock(&failed).take() {
+                return Err(error);
+            }
         }
-        let _turn = self.not_recorded("compiling")?;
-        let text = source::module(self.device.target(), &missing);
-        let found = self.device.compile(&text, &missing)?;
-        lock(&self.functions).extend(missing.into_iter().map(|e| e.name).zip(found));
-        Ok(())
+        let functions = lock(&self.functions);
+        match entries.iter().find_map(|e| functions.get(&e.name)?.as_ref().err()) {
+            Some(error) => Err(error.clone()),
+            None => Ok(()),
+        }
+    }
+
+    /// Compiles a kernel, and remembers it if it does not compile.
+    fn compile(&self, e: &Entry) -> Result<Function> {
+        let one = std::slice::from_ref(e);
+        let made = self.device.compile(&source::module(self.device.target(), one), one).and_then(|c| {
+            let Compiled { functions, cached } = c;
+            if cached { &self.found } else { &self.compiled }.fetch_add(1, Relaxed);
+            functions.first().copied().ok_or_else(|| Error::NotFound { kernel: e.name.clone() })
+        });
+        if matches!(made, Ok(_) | Err(Error::Compile { .. } | Error::NotFound { .. })) {
+            lock(&self.functions).insert(e.name.clone(), made.clone());
+        }
+        made
+    }
+
+    /// Whether a kernel is ready to be launched.
+    pub fn is_compiled(&self, name: &str) -> bool {
+        lock(&self.functions).get(name).is_some_and(Result::is_ok)
     }
 
     /// Asks for a kernel to run, compiled first if it is not yet.
@@ -584,6 +737,14 @@ impl Gpu {
         if groups.contains(&0) {
             return Ok(());
         }
+        if self.is_rehearsing() {
+            if let Some(r) = lock(&self.rehearsal).as_mut()
+                && !r.entries.contains_key(name)
+            {
+                r.entries.insert(name.to_owned(), entry());
+            }
+            return Ok(());
+        }
         for (i, w) in bindings.iter().enumerate().filter(|(_, b)| b.access == Access::Write) {
             let overlaps =
                 |b: &Binding| b.handle == w.handle && b.offset < w.offset + w.bytes && w.offset < b.offset + b.bytes;
@@ -592,16 +753,20 @@ impl Gpu {
                 return Err(Error::Launch { kernel: name.to_owned(), why });
             }
         }
-        let known = lock(&self.functions).get(name).copied();
+        let known = lock(&self.functions).get(name).cloned();
         let function = match known {
-            Some(function) => function,
+            Some(function) => function?,
             None => {
-                self.prepare(&[entry()])?;
-                *lock(&self.functions)
-                    .get(name)
-                    .ok_or_else(|| Error::Launch { kernel: name.to_owned(), why: "was not compiled".into() })?
+                let _turn = self.not_recorded("compiling")?;
+                let began = Instant::now();
+                let made = self.compile(&entry());
+                self.compiling.fetch_add(began.elapsed().as_nanos() as u64, Relaxed);
+                made?
             }
         };
+        if self.checks.load(Relaxed) > 0 {
+            lock(&self.checked).insert(name.to_owned());
+        }
         let _turn = self.asked(bindings);
         self.launches.fetch_add(1, Relaxed);
         let launch = Launch { function, threads, groups, bindings, arguments };
@@ -610,6 +775,9 @@ impl Gpu {
 
     /// Asks the device's library for a product.
     pub fn multiply(&self, product: &Matmul) -> Result<()> {
+        if self.is_rehearsing() {
+            return Ok(());
+        }
         let Matmul { w, x, y, factors, workspace, .. } = product;
         let _turn = self.asked(&[*w, *x, *y, *factors, *workspace]);
         self.timed("library", &[*w, *x, *y], || self.device.multiply(product))

@@ -6,6 +6,7 @@
 //!   instances that are wanted, nothing else.
 //! * [`device`]: memory, compilation, launches: [`Device`] and its implementations.
 //! * [`Gpu`]: a device with its pool of buffers and its compiled kernels.
+//! * [`select`]: what chips are, and which kernel serves which weights on them.
 //! * [`GpuBackend`]: the kernels behind the `Backend` trait; what took a slower path is counted ([`marlin_backend::fallback`]).
 
 #![allow(unsafe_code)]
@@ -15,9 +16,10 @@ pub mod device;
 mod error;
 mod gpu;
 pub mod kernels;
+pub mod select;
 pub mod source;
 
-pub use backend::{GpuBackend, GpuOptions, GpuRecordings};
+pub use backend::{GpuBackend, GpuOptions, GpuRecordings, Product, Warmth};
 pub use device::Device;
 pub use error::{Error, Result};
 pub use gpu::{Buffer, Counts, Fetch, Gpu, KernelTime, MemoryStatistics, Recording, Slice};

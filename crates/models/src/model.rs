@@ -2,7 +2,8 @@
 
 use crate::{Architecture, Inventory, Loader, ModelInfo, Report, Result};
 use marlin_backend::blocks::{Attention, Head, LatentAttention, Mlp, Moe};
-use marlin_backend::{Backend, KvSpec, LatentForm, Observer, Pass};
+use marlin_backend::shapes::{GroupedShape, LatentShape, RouterShape, Shapes};
+use marlin_backend::{Backend, KvLayout, KvSpec, LatentForm, LinearHandle, Observer, Pass};
 use marlin_checkpoint::{Checkpoint, Modules};
 use std::cell::Cell;
 use std::sync::Arc;
@@ -176,6 +177,37 @@ impl<B: Backend> Model<B> {
     /// What else the checkpoint holds.
     pub fn report(&self) -> &Report {
         &self.report
+    }
+
+    /// The sizes of its blocks, each once; none of what is not resident.
+    pub fn shapes(&self) -> Shapes {
+        let mut shapes = Shapes { hidden: self.info.hidden, ..Shapes::default() };
+        fn add<T: PartialEq>(all: &mut Vec<T>, one: T) {
+            if !all.contains(&one) {
+                all.push(one);
+            }
+        }
+        let Layers::Resident(layers) = &self.layers else { return shapes };
+        for layer in layers {
+            match (&layer.self_attn, self.info.kv) {
+                (SelfAttention::Grouped(w), KvLayout::Heads { heads: kv_heads, .. }) => {
+                    let (q_norm, k_norm) = (w.q_norm.is_some(), w.k_norm.is_some());
+                    let (heads, head_dim) = (w.heads, w.head_dim);
+                    add(&mut shapes.grouped, GroupedShape { heads, kv_heads, head_dim, q_norm, k_norm });
+                }
+                (SelfAttention::Latent(w), _) => {
+                    let (heads, nope, rope, rank) = (w.heads, w.nope, w.rope_dim, w.rank);
+                    let value = w.o_proj.cols() / heads.max(1);
+                    add(&mut shapes.latent, LatentShape { heads, nope, rope, value, rank });
+                }
+                _ => {}
+            }
+            if let FeedForward::Sparse(w) = &layer.mlp {
+                let (experts, bias, rule) = (w.router.gate.rows(), w.router.bias.is_some(), w.router.rule);
+                add(&mut shapes.routers, RouterShape { experts, bias, rule });
+            }
+        }
+        shapes
     }
 
     /// A pool of `blocks` blocks of `block_size` tokens for this model.

@@ -2,12 +2,13 @@
 
 use crate::error::{Failure, Result};
 use crate::{builtin, device, interrupt, model, output};
+use marlin_backend::fallback::Snapshot;
 use marlin_checkpoint::Hub;
 use marlin_cpu::{Cpu, CpuBackend, CpuOptions, bandwidth};
 use marlin_eval::check::{self, Check};
 use marlin_eval::machine::{self, Memory};
 use marlin_gpu::kernels::Element;
-use marlin_gpu::{GpuBackend, GpuOptions};
+use marlin_gpu::{GpuBackend, GpuOptions, Warmth};
 use output::bytes;
 use serde::Serialize;
 
@@ -75,6 +76,12 @@ struct Gpu {
     /// Whether every primitive computes what the reference computes, where that was looked at.
     #[serde(skip_serializing_if = "Option::is_none")]
     self_check: Option<bool>,
+    /// What was compiled and compared for that.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    kernels: Option<Warmth>,
+    /// What took a slower path meanwhile.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    fallbacks: Option<Snapshot>,
     /// Why it is not used.
     #[serde(skip_serializing_if = "Option::is_none")]
     unusable: Option<String>,
@@ -90,6 +97,8 @@ impl Gpu {
         let info = found.info().clone();
         let options = GpuOptions { kv: Element::Bf16, memory: info.memory, threads: 0, record: true, exact: false };
         let checked = (!quick).then(|| GpuBackend::open(found, options));
+        let good = checked.as_ref().and_then(|c| c.as_ref().ok());
+        let (kernels, fallbacks) = (good.map(GpuBackend::warmth), good.map(|b| b.fallbacks().snapshot()));
         let unusable = checked.as_ref().and_then(|c| c.as_ref().err()).map(ToString::to_string);
         Self {
             kind,
@@ -98,6 +107,8 @@ impl Gpu {
             driver: Some(info.driver),
             memory_bytes: Some(info.memory),
             self_check: checked.map(|c| c.is_ok()),
+            kernels,
+            fallbacks,
             unusable,
         }
     }
@@ -109,7 +120,12 @@ impl Gpu {
         let memory = bytes(self.memory_bytes.unwrap_or_default() as u64);
         let check = match (&self.unusable, self.self_check) {
             (Some(why), _) => format!("not used: {why}"),
-            (None, Some(_)) => "every primitive agrees with the reference".to_owned(),
+            (None, Some(_)) => {
+                let slower =
+                    self.fallbacks.as_ref().and_then(output::fallbacks).map_or_else(String::new, |s| format!("; {s}"));
+                let kernels = self.kernels.as_ref().map_or_else(String::new, |w| format!("; {}", output::kernels(w)));
+                format!("every primitive agrees with the reference{kernels}{slower}")
+            }
             (None, None) => "not checked".to_owned(),
         };
         format!("{name} ({architecture}, driver {driver}, {memory}): {check}")

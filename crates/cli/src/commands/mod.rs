@@ -19,6 +19,7 @@ pub mod rm;
 pub mod run;
 pub mod synthesise;
 pub mod verify;
+pub mod warm_cache;
 
 use crate::args::{Cli, Command};
 use crate::error::Result;
@@ -38,6 +39,7 @@ pub fn run(cli: Cli) -> Result<()> {
         Command::Logits(args) => logits::run(&args),
         Command::Bench(args) => bench::run(&args),
         Command::Kernels(args) => kernels::run(&args),
+        Command::WarmCache(args) => warm_cache::run(&args),
         Command::Pull(args) => pull::run(&args),
         Command::List(args) => list::run(&args),
         Command::Rm(args) => rm::run(&args),

@@ -54,7 +54,7 @@ pub struct Args {
     #[command(flatten)]
     context: ContextArgs,
     #[command(flatten)]
-    engine: EngineArgs,
+    pub engine: EngineArgs,
 }
 
 #[derive(Serialize)]

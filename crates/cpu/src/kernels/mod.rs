@@ -5,7 +5,7 @@ mod saved;
 mod table;
 
 pub use kind::{Kind, kind_of};
-pub use saved::{file, processor, save, saved};
+pub use saved::{file, folder, processor, save, saved};
 pub use table::{Batch, Entry, TABLE, choose};
 
 use crate::Level;

@@ -5,8 +5,12 @@ use crate::Level;
 use std::io::{Error, ErrorKind, Result};
 use std::path::{Path, PathBuf};
 
-/// The folder of measured settings: `$MARLIN_CACHE`, or `metal-marlin` in `$XDG_CACHE_HOME` or `~/.cache`.
-fn folder(lookup: impl Fn(&str) -> Option<String>) -> Option<PathBuf> {
+/// The folder of measured settings of kernels: `kernels` in `$MARLIN_CACHE`, or in `metal-marlin` in `$XDG_CACHE_HOME` or `~/.cache`.
+pub fn folder() -> Option<PathBuf> {
+    Some(cache(|name| std::env::var(name).ok())?.join("kernels"))
+}
+
+fn cache(lookup: impl Fn(&str) -> Option<String>) -> Option<PathBuf> {
     let path = |name: &str| lookup(name).filter(|v| !v.trim().is_empty()).map(PathBuf::from);
     path("MARLIN_CACHE")
         .or_else(|| path("XDG_CACHE_HOME").map(|p| p.join("metal-marlin")))
@@ -25,15 +29,13 @@ fn slug(name: &str) -> String {
 
 /// Where thresholds for this processor at this level are saved.
 pub fn file(level: Level) -> Option<PathBuf> {
-    let folder = folder(|name| std::env::var(name).ok())?.join("kernels");
-    Some(folder.join(format!("{}-{}.json", slug(&processor()), level.name())))
+    Some(folder()?.join(format!("{}-{}.json", slug(&processor()), level.name())))
 }
 
 /// The thresholds saved for this processor at this level. A file that cannot be understood counts as none: nothing but
 /// speed depends on it.
 pub fn saved(level: Level) -> Option<Thresholds> {
-    let folder = folder(|name| std::env::var(name).ok())?.join("kernels");
-    if !folder.is_dir() {
+    if !folder()?.is_dir() {
         return None;
     }
     read(&file(level)?)
@@ -83,7 +85,7 @@ mod tests {
     #[test]
     fn folders_follow_the_environment() {
         let with = |pairs: &'static [(&str, &str)]| {
-            folder(|name| pairs.iter().find(|(n, _)| *n == name).map(|(_, v)| (*v).to_owned()))
+            cache(|name| pairs.iter().find(|(n, _)| *n == name).map(|(_, v)| (*v).to_owned()))
         };
         assert_eq!(with(&[("MARLIN_CACHE", "/m"), ("XDG_CACHE_HOME", "/x")]), Some("/m".into()));
         assert_eq!(with(&[("XDG_CACHE_HOME", "/x"), ("HOME", "/h")]), Some("/x/metal-marlin".into()));

@@ -243,7 +243,8 @@ impl GpuBackend {
         let groups = kv_heads * share.div_ceil(together);
         // Enough threadgroups for every core to have some, if each still has something to do.
         let least = simds * (32 / lanes) * AHEAD;
-        let wanted = (4 * self.gpu.device().info().cores as usize).div_ceil(groups * rows.max(1));
+        let wanted = (self.thresholds().attention_groups * self.gpu.device().info().cores as usize)
+            .div_ceil(groups * rows.max(1));
         let splits = wanted.min(batch.layout.context.div_ceil(least)).clamp(1, MOST_SPLITS);
         let kernel = Attention {
             element: self.options.kv,

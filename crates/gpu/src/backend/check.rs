@@ -3,6 +3,7 @@
 
 use super::GpuBackend;
 use marlin_backend::blocks::{Attention, LatentAttention, Mlp, Norm, RouterRule, Scoring};
+use marlin_backend::shapes::Shapes;
 use marlin_backend::{
     Backend, Error, Expert, KvLayout, KvSpec, LatentForm, Pass, Reference, Result, RopeTable, SampleRow, SequenceStep,
     Step, Token,
@@ -12,17 +13,32 @@ use marlin_checkpoint::{
 };
 use std::sync::Arc;
 
+/// The name of weights that are made up here.
+pub(super) const NAME: &str = "self-check";
+
 /// Greatest difference, relative to the largest value, that is taken for rounding.
 const LIMIT: f32 = 1e-3;
 
 /// Refuses a device of which a primitive does not do what the reference does.
 pub(super) fn primitives(b: &GpuBackend) -> Result<()> {
-    let expected = all(&Reference)?;
-    let found = all(b)?;
-    for ((name, found), (_, expected)) in found.iter().zip(&expected) {
+    agree(b, &all(b)?, &all(&Reference)?)
+}
+
+/// The same at the sizes of a model.
+pub(super) fn model_primitives(b: &GpuBackend, shapes: &Shapes) -> Result<()> {
+    agree(b, &model(b, shapes)?, &model(&Reference, shapes)?)
+}
+
+/// What primitives give, by their names.
+type Found = Vec<(&'static str, Vec<f32>)>;
+
+fn agree(b: &GpuBackend, found: &Found, expected: &Found) -> Result<()> {
+    for ((name, found), (_, expected)) in found.iter().zip(expected) {
         let scale = expected.iter().fold(1e-6f32, |m, v| m.max(v.abs()));
         // The reference's KV memory rounds nothing.
         let limit = match *name {
+            // Tensor cores round to halves.
+            n if n.starts_with("the model's") && !b.options.exact => LIMIT + 5.0 * b.options.kv.rounding().max(4e-3),
             n if n.ends_with("attention") => LIMIT + 5.0 * b.options.kv.rounding(),
             // Several products one after another, of inputs rounded to halves.
             "mlp" => 5.0 * LIMIT,
@@ -53,14 +69,24 @@ impl Numbers {
     }
 
     fn dense(&mut self, rows: usize, cols: usize) -> Result<Linear> {
-        let data: Vec<u8> = self.many(rows * cols).into_iter().flat_map(f32::to_le_bytes).collect();
-        let info = TensorInfo { name: "self-check".into(), dtype: DType::F32, shape: vec![rows, cols] };
-        Ok(Linear::new("self-check", Weight::Dense(Dense::new(Tensor { info, data: data.into() })?), None))
+        let data = self.many(rows * cols).into_iter().flat_map(f32::to_le_bytes).collect();
+        Self::linear(DType::F32, rows, cols, data)
+    }
+
+    fn bf16(&mut self, rows: usize, cols: usize) -> Result<Linear> {
+        let data =
+            self.many(rows * cols).into_iter().flat_map(|v| ((v.to_bits() >> 16) as u16).to_le_bytes()).collect();
+        Self::linear(DType::BF16, rows, cols, data)
+    }
+
+    fn linear(dtype: DType, rows: usize, cols: usize, data: Vec<u8>) -> Result<Linear> {
+        let info = TensorInfo { name: NAME.into(), dtype, shape: vec![rows, cols] };
+        Ok(Linear::new(NAME, Weight::Dense(Dense::new(Tensor { info, data: data.into() })?), None))
     }
 }
 
 /// What each primitive gives.
-fn all<B: Backend>(b: &B) -> Result<Vec<(&'static str, Vec<f32>)>> {
+pub(super) fn all<B: Backend>(b: &B) -> Result<Found> {
     let mut numbers = Numbers(1);
     let mut found = Vec::new();
     for (rows, cols, width) in [(3, 130, 65), (2, 1000, 1000)] {
@@ -188,8 +214,101 @@ fn rotated<B: Backend>(b: &B, numbers: &mut Numbers) -> Result<Vec<f32>> {
     b.read(&h)
 }
 
+/// What has no weights of its own, at the sizes of a model, with few inputs.
+pub(super) fn model<B: Backend>(b: &B, shapes: &Shapes) -> Result<Found> {
+    /// Inputs of projections.
+    const INPUTS: usize = 12;
+    let mut numbers = Numbers(2);
+    let mut found = Vec::new();
+    let hidden = shapes.hidden;
+    let norm = Norm { weight: b.vector(numbers.many(hidden))?, eps: 1e-5 };
+    let (x, y) = (b.write(2, hidden, numbers.many(2 * hidden))?, b.write(2, hidden, numbers.many(2 * hidden))?);
+    found.push(("rms_norm", b.read(&norm.apply(b, &x)?)?));
+    let sum = b.add(x, &y)?;
+    found.push(("rms_norm", b.read(&norm.apply(b, &sum)?)?));
+    found.push(("add", b.read(&sum)?));
+    let spec = |layout| KvSpec { layers: 1, layout, block_size: 16, blocks: 2 };
+    let rope = |pairs: usize, interleaved| {
+        let inv_freq = (0..pairs).map(|i| 0.8f32.powi(i as i32)).collect();
+        Ok::<_, Error>(Arc::new(b.rope_table(RopeTable { inv_freq, interleaved })?))
+    };
+    // More rows than kernels for a few take, a few, one.
+    let steps = [(0, 17), (17, 3), (20, 1)];
+    let begin = |kv: &B::Kv, (cached, len): (usize, usize)| {
+        let sequences = vec![SequenceStep { cached, len, blocks: vec![1, 0] }];
+        b.begin(&Step { tokens: vec![Token::Id(0); len], sequences, outputs: Vec::new() }, kv, None)
+    };
+    for s in &shapes.grouped {
+        let (dim, mut head_norm) = (s.head_dim, |wanted: bool| {
+            let weight = numbers.many(s.head_dim);
+            wanted.then(|| Ok::<_, Error>(Norm { weight: b.vector(weight)?, eps: 1e-5 })).transpose()
+        });
+        let (q_norm, k_norm) = (head_norm(s.q_norm)?, head_norm(s.k_norm)?);
+        let block = Attention {
+            norm: Norm { weight: b.vector(numbers.many(INPUTS))?, eps: 1e-5 },
+            q_proj: b.linear(numbers.dense(s.heads * dim, INPUTS)?)?,
+            k_proj: b.linear(numbers.dense(s.kv_heads * dim, INPUTS)?)?,
+            v_proj: b.linear(numbers.dense(s.kv_heads * dim, INPUTS)?)?,
+            o_proj: b.linear(numbers.dense(INPUTS, s.heads * dim)?)?,
+            q_norm,
+            k_norm,
+            rope: rope(dim / 2, false)?,
+            heads: s.heads,
+            head_dim: dim,
+            scale: 0.1,
+        };
+        let kv = b.kv(spec(KvLayout::Heads { heads: s.kv_heads, key: dim, value: dim }))?;
+        for step in steps {
+            let batch = begin(&kv, step)?;
+            let pass = Pass { batch: &batch, kv: &kv, layer: 0, latent_form: LatentForm::Absorbed, observer: None };
+            let h = b.write(step.1, INPUTS, numbers.many(step.1 * INPUTS))?;
+            let q = b.attention_input(&block, &h, &pass)?;
+            found.push(("the model's attention", b.read(&b.attention_output(&block, &q, h, &pass)?)?));
+        }
+    }
+    for s in &shapes.latent {
+        let wide = s.nope + s.rope;
+        let block = LatentAttention {
+            norm: Norm { weight: b.vector(numbers.many(INPUTS))?, eps: 1e-5 },
+            q_a_proj: b.linear(numbers.dense(INPUTS, INPUTS)?)?,
+            q_a_layernorm: Norm { weight: b.vector(numbers.many(INPUTS))?, eps: 1e-5 },
+            q_b_proj: b.linear(numbers.dense(s.heads * wide, INPUTS)?)?,
+            kv_a_proj_with_mqa: b.linear(numbers.dense(s.rank + s.rope, INPUTS)?)?,
+            kv_a_layernorm: Norm { weight: b.vector(numbers.many(s.rank))?, eps: 1e-5 },
+            kv_b_proj: LatentProjection::Whole(b.linear(numbers.bf16(s.heads * (s.nope + s.value), s.rank)?)?),
+            o_proj: b.linear(numbers.dense(INPUTS, s.heads * s.value)?)?,
+            rope: rope(s.rope / 2, true)?,
+            heads: s.heads,
+            nope: s.nope,
+            rope_dim: s.rope,
+            rank: s.rank,
+            scale: 0.02,
+        };
+        let kv = b.kv(spec(KvLayout::Latent { rank: s.rank, rope: s.rope }))?;
+        for step in steps {
+            let batch = begin(&kv, step)?;
+            let pass = Pass { batch: &batch, kv: &kv, layer: 0, latent_form: LatentForm::Absorbed, observer: None };
+            let h = b.write(step.1, INPUTS, numbers.many(step.1 * INPUTS))?;
+            let q = b.latent_input(&block, &h, &pass)?;
+            found.push(("the model's latent attention", b.read(&b.latent_output(&block, &q, h, &pass)?)?));
+        }
+    }
+    for s in &shapes.routers {
+        // As many as a vector of halves has.
+        const INPUTS: usize = 8;
+        let gate = b.linear(numbers.bf16(s.experts, INPUTS)?)?;
+        let bias = if s.bias { Some(b.vector(numbers.many(s.experts))?) } else { None };
+        for rows in [1, 17] {
+            let x = b.write(rows, INPUTS, numbers.many(rows * INPUTS))?;
+            let choices = b.read_routing(&b.route(&x, &gate, bias.as_ref(), &s.rule)?)?;
+            found.push(("route", choices.into_iter().flatten().flat_map(|(e, w)| [e as f32, w]).collect()));
+        }
+    }
+    Ok(found)
+}
+
 /// The attention blocks: twenty tokens of a sequence, then one more.
-fn fused<B: Backend>(b: &B, numbers: &mut Numbers) -> Result<Vec<(&'static str, Vec<f32>)>> {
+fn fused<B: Backend>(b: &B, numbers: &mut Numbers) -> Result<Found> {
     let (hidden, heads, kv_heads, dim) = (36, 4, 2, 40);
     let (nope, rope_dim, value, rank, q_rank) = (16, 8, 12, 40, 24);
     let mut linear = |rows, cols| b.linear(numbers.dense(rows, cols)?);

@@ -85,14 +85,22 @@ impl GpuBackend {
             Rung::Tensor => format!("{:?} {rotations:?}", w.kind),
             _ => format!("{:?}", w.kind),
         };
-        let known = self.plan.lock().unwrap_or_else(PoisonError::into_inner).get(&key).copied();
+        let known = self.plan.lock().unwrap_or_else(PoisonError::into_inner).get(&key).map(|(_, decision)| *decision);
         if let Some(decision) = known {
             return Ok(decision);
         }
         // All at once is faster than one by one; which of them does not compile is found out below.
         let mut all = Vec::new();
+        let mut decision = Decision { rung: Rung::Host, reason: None };
+        let mut highest = highest;
+        if highest == Rung::Tensor
+            && let Err(error) = self.reserve(&w.kind)
+        {
+            let crate::Error::OutOfMemory { .. } = error else { return Err(error.into()) };
+            self.count(Reason::OutOfMemory, name, 0, [0, 0]);
+            (decision.reason, highest) = (Some(Reason::OutOfMemory), Rung::Fast);
+        }
         if highest == Rung::Tensor {
-            self.reserve(&w.kind)?;
             all.extend(stream::entries(&w.kind, rotations));
             if self.multiplies(&w.kind) {
                 all.extend(halves::entries(&w.kind, rotations[0]));
@@ -102,15 +110,16 @@ impl GpuBackend {
             all.extend(entries(&w.kind));
         }
         if let Err(error) = self.gpu.prepare(&all)
-            && !matches!(error, crate::Error::Compile { .. })
+            && !matches!(error, crate::Error::Compile { .. } | crate::Error::NotFound { .. })
         {
             return Err(error.into());
         }
-        let mut decision = Decision { rung: Rung::Host, reason: None };
         for rung in [Rung::Tensor, Rung::Fast, Rung::Simple].into_iter().filter(|r| *r >= highest) {
-            let agrees = self
-                .agrees(w, samples, rung)
-                .and_then(|good| Ok(good && (rung != Rung::Tensor || self.agrees_rotated(w, samples, rotations)?)));
+            let look = || {
+                let good = self.agrees(w, samples, rung)?;
+                Ok(good && (rung != Rung::Tensor || self.agrees_rotated(w, samples, rotations)?))
+            };
+            let agrees = self.gpu.in_earnest(|| self.gpu.check(look));
             let (reason, what) = match agrees {
                 Ok(true) => {
                     decision.rung = rung;
@@ -118,6 +127,9 @@ impl GpuBackend {
                 }
                 Ok(false) => (Reason::SelfCheckFailed, name.to_owned()),
                 Err(crate::Error::Compile { kernel, .. }) => (Reason::KernelCompileFailed, kernel),
+                Err(crate::Error::NotFound { kernel }) => (Reason::KernelNotFound, kernel),
+                // Faster ways need more memory to work in.
+                Err(crate::Error::OutOfMemory { .. }) if rung < Rung::Simple => (Reason::OutOfMemory, name.to_owned()),
                 Err(error @ crate::Error::Launch { .. }) => (Reason::SelfCheckFailed, format!("{name}: {error}")),
                 Err(error) => return Err(error.into()),
             };
@@ -125,7 +137,7 @@ impl GpuBackend {
             // What kept it from the fastest way is the reason that counts.
             decision.reason.get_or_insert(reason);
         }
-        self.plan.lock().unwrap_or_else(PoisonError::into_inner).insert(key, decision);
+        self.plan.lock().unwrap_or_else(PoisonError::into_inner).insert(key, (name.to_owned(), decision));
         Ok(decision)
     }
 

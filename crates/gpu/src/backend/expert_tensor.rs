@@ -2,7 +2,7 @@
 
 use super::GpuBackend;
 use super::decide::{Samples, numbers, rotate};
-use super::experts::{Pairs, Projection, Sorted, Stack, WORTH_SORTING};
+use super::experts::{Pairs, Projection, Sorted, Stack};
 use super::linear::{After, Before};
 use super::stored::{Kind, Stored};
 use super::stream::share;
@@ -79,9 +79,9 @@ impl GpuBackend {
         if !self.gpu.device().target().has_tensor_cores() || !able {
             return Ok(Ok(false));
         }
-        self.reserve_experts(&w.kind, rotations, WORTH_SORTING * count)?;
+        self.reserve_experts(&w.kind, rotations, self.thresholds().sort_pairs * count)?;
         let key = format!("experts {:?} {rotations:?}", w.kind);
-        let known = self.plan.lock().unwrap_or_else(PoisonError::into_inner).get(&key).copied();
+        let known = self.plan.lock().unwrap_or_else(PoisonError::into_inner).get(&key).map(|(_, decision)| *decision);
         if let Some(decision) = known {
             return Ok(decision.reason.map_or(Ok(true), Err));
         }
@@ -98,7 +98,7 @@ impl GpuBackend {
             self.count(reason, &what, 0, [0, 0]);
         }
         let decision = super::Decision { reason, ..super::Decision::FAST };
-        self.plan.lock().unwrap_or_else(PoisonError::into_inner).insert(key, decision);
+        self.plan.lock().unwrap_or_else(PoisonError::into_inner).insert(key, (name.to_owned(), decision));
         Ok(reason.map_or(Ok(true), Err))
     }
 

@@ -62,9 +62,6 @@ pub(super) struct Pairs<'a> {
     pub sorted: Option<Sorted>,
 }
 
-/// With so many pairs for each matrix, on average, tiles are faster than one product after another.
-pub(super) const WORTH_SORTING: usize = 4;
-
 impl GpuExperts {
     pub(super) fn linears(&self, index: usize) -> [&GpuLinear; 3] {
         self.each[index].each_ref()
@@ -234,7 +231,7 @@ impl GpuBackend {
 
     /// Pairs sorted by their matrix, if there are enough of them.
     pub(super) fn sorted(&self, index: &Slice<u32>, pairs: usize, matrices: usize) -> crate::Result<Option<Sorted>> {
-        if pairs < WORTH_SORTING * matrices {
+        if pairs < self.thresholds().sort_pairs * matrices {
             return Ok(None);
         }
         let gpu = &self.gpu;

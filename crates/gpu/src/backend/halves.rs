@@ -2,7 +2,6 @@
 //! is still to be finished: multiplied with factors of its rows, rotated and scaled. What comes next often does that on its way.
 
 use super::linear::{After, Before, GpuLinear, Place};
-use super::product::FEW_ROWS;
 use super::stored::{Kind, Stored};
 use super::tensor::Second as Added;
 use super::{GpuBackend, Tensor, decide::Rung};
@@ -106,14 +105,15 @@ fn turns(block: u32) -> bool {
     block == 1 || block as usize == STREAM_BLOCK
 }
 
+/// Whether matrices begin at multiples of 16 bytes, as the library likes them, and rows fit the kernels that make halves.
+pub(crate) fn fits_library(kind: &Kind) -> bool {
+    kind.cols().is_multiple_of(8) && kind.rows().is_multiple_of(8) && kind.cols() <= WIDEST
+}
+
 impl GpuBackend {
     /// Whether the device's library multiplies such matrices.
     pub(super) fn multiplies(&self, kind: &Kind) -> bool {
-        // Matrices begin at multiples of 16 bytes, as the library likes them.
-        kind.cols().is_multiple_of(8)
-            && kind.rows().is_multiple_of(8)
-            && kind.cols() <= WIDEST
-            && self.gpu.device().multiplies()
+        fits_library(kind) && self.gpu.device().multiplies()
     }
 
     fn panels(&self, values: usize) -> Result<Panels> {
@@ -138,7 +138,7 @@ impl GpuBackend {
     /// Whether and how `batch` rows are multiplied so by a linear; one that has failed its check, or that the library does not take, is not.
     pub(super) fn many<'a>(&self, linear: &'a GpuLinear, batch: usize) -> Option<Many<'a>> {
         let Place::Device(here) = &linear.place else { return None };
-        if batch <= FEW_ROWS || here.decision.rung != Rung::Tensor {
+        if batch <= self.thresholds().few_rows || here.decision.rung != Rung::Tensor {
             return None;
         }
         let after = here.after.as_ref();

@@ -1,7 +1,6 @@
 //! Latent attention, and the way into the latent space and out of it.
 
 use super::linear::GpuLinear;
-use super::product::FEW_ROWS;
 use super::stored::Kind;
 use super::tiles::Expansion;
 use super::{GpuBackend, GpuBatch, GpuKv, GpuRope, Heads, Tensor};
@@ -33,10 +32,11 @@ impl GpuBackend {
     /// The `[rows, cols]` matrix that a linear multiplies by, by applying it to the unit vectors, row-major.
     fn matrix(&self, linear: &GpuLinear) -> Result<Vec<f32>> {
         let (rows, cols) = (linear.rows(), linear.cols());
+        let few = self.thresholds().few_rows;
         let mut matrix = vec![0.0; rows * cols];
-        for first in (0..cols).step_by(FEW_ROWS) {
+        for first in (0..cols).step_by(few) {
             // So few rows at a time that the kernels for them, which round nothing, do it.
-            let count = FEW_ROWS.min(cols - first);
+            let count = few.min(cols - first);
             let mut units = vec![0.0; count * cols];
             (0..count).for_each(|i| units[i * cols + first + i] = 1.0);
             let y = self.read(&self.apply(linear, &self.write(count, cols, units)?)?)?;
@@ -124,7 +124,7 @@ impl GpuBackend {
             }
         };
         let nope = head - rope;
-        let projection = self.projection(kv_b, [heads, nope, value, rank])?;
+        let projection = self.gpu.in_earnest(|| self.projection(kv_b, [heads, nope, value, rank]))?;
         let (rows, q) = (q.rows, self.settled(q)?.data);
         if rows != batch.layout.rows {
             return Err(Error::shape("latent_attention", batch.layout.rows, rows));

@@ -1,7 +1,6 @@
 //! Linears: uploading, and products with what stands around them.
 
 use super::decide::{Decision, Rung};
-use super::product::FEW_ROWS;
 use super::stored::{Kind, Packed, Stored};
 use super::stream::Sides;
 use super::{GpuBackend, Tensor};
@@ -210,6 +209,7 @@ impl GpuBackend {
         }
         let x = &self.settled(x)?;
         match &linear.place {
+            Place::Host { .. } if self.gpu.is_rehearsing() => Ok(self.uninitialised(x.rows, linear.rows)?),
             Place::Host { linear: host, reason } => {
                 self.count(*reason, &linear.name, x.rows, [0, 0]);
                 let cpu = self.cpu();
@@ -222,7 +222,8 @@ impl GpuBackend {
                 if let Some(reason) = decision.reason {
                     self.count(reason, &linear.name, x.rows, [0, 0]);
                 }
-                let few = decision.rung == Rung::Tensor && x.rows <= FEW_ROWS && self.streams(&stored.kind);
+                let is_few = x.rows <= self.thresholds().few_rows;
+                let few = decision.rung == Rung::Tensor && is_few && self.streams(&stored.kind);
                 if let Some(many) = self.many(linear, x.rows) {
                     let products = self.products(many, &self.to_halves(many, &x.data, x.rows)?)?;
                     return Ok(Tensor::of(x.rows, linear.rows, self.finished(&products)?));

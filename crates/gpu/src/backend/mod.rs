@@ -17,6 +17,12 @@ mod stored;
 mod stream;
 mod tensor;
 mod tiles;
+mod warm;
+
+pub(crate) use halves::fits_library;
+pub(crate) use product::{gemv, rows_at_a_time, trellis_gemv};
+pub(crate) use stored::{Kind, packed_kind};
+pub(crate) use stream::streamed;
 
 pub use attend::GpuKv;
 use attend::Heads;
@@ -26,11 +32,13 @@ pub use linear::GpuLinear;
 pub use record::GpuRecordings;
 pub use samples::GpuSamples;
 pub use tensor::Tensor;
+pub use warm::{Product, Warmth};
 
 use crate::kernels::{
     Columns, ColumnsArgs, CountArgs, DecodeRows, Element, Gated, Gather, Rope, RopeArgs, Route, RouteArgs, RowsArgs,
     Swiglu, Turn,
 };
+use crate::select::Thresholds;
 use crate::{Device, Gpu, Slice};
 use decide::{Decision, Rung};
 use halves::Panels;
@@ -42,10 +50,9 @@ use marlin_backend::{
     Step,
 };
 use marlin_checkpoint::{LatentProjection, Linear};
-use product::FEW_ROWS;
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
-use stored::{Kind, Stored};
+use stored::Stored;
 use stream::Scratch;
 use tiles::Compared;
 
@@ -105,9 +112,13 @@ pub struct GpuVector {
 pub struct GpuBackend {
     gpu: Gpu,
     options: GpuOptions,
+    thresholds: Mutex<Thresholds>,
     cpu: linear::Cpu,
-    plan: Mutex<HashMap<String, Decision>>,
+    /// How each kind and size of weight is computed, with the first module that is such.
+    plan: Mutex<HashMap<String, (String, Decision)>>,
     fallbacks: Fallbacks,
+    /// Kernels that have been got ready.
+    wanted: Mutex<BTreeSet<String>>,
     /// What kernels are bound to that read nothing there.
     none: Slice<f32>,
     /// 1 and 0.
@@ -122,7 +133,7 @@ impl GpuBackend {
     /// name of the primitive, if one of them computes something else.
     pub fn open(device: Arc<dyn Device>, options: GpuOptions) -> Result<Self> {
         let backend = Self::new(device, options)?;
-        check::primitives(&backend)?;
+        backend.check_primitives()?;
         Ok(backend)
     }
 
@@ -132,14 +143,25 @@ impl GpuBackend {
         let fixed = gpu.upload(&[0.0f32, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0])?;
         let (none, one) = (fixed.part(0, 4), fixed.part(4, 2));
         let scratch = Mutex::new(Scratch::new(&gpu)?);
-        let (plan, fallbacks) = (Mutex::default(), Fallbacks::default());
-        let (panels, compared) = (Mutex::default(), Mutex::default());
-        Ok(Self { gpu, options, cpu: OnceLock::new(), plan, fallbacks, none, one, scratch, panels, compared })
+        let (plan, fallbacks, wanted) = (Mutex::default(), Fallbacks::default(), Mutex::default());
+        let (cpu, panels, compared) = (OnceLock::new(), Mutex::default(), Mutex::default());
+        let thresholds = Mutex::new(Thresholds::of(gpu.device().info()));
+        Ok(Self { gpu, options, thresholds, cpu, plan, fallbacks, wanted, none, one, scratch, panels, compared })
     }
 
     /// The device with its memory.
     pub fn gpu(&self) -> &Gpu {
         &self.gpu
+    }
+
+    /// The numbers at which one kernel takes over from another.
+    pub fn thresholds(&self) -> Thresholds {
+        *self.thresholds.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Other thresholds from now on, to compare them; those it had are the device's own. Steps that were recorded keep theirs.
+    pub fn set_thresholds(&self, thresholds: Thresholds) {
+        *self.thresholds.lock().unwrap_or_else(PoisonError::into_inner) = thresholds.within_limits();
     }
 
     /// What took a slower path.
@@ -148,6 +170,9 @@ impl GpuBackend {
     }
 
     fn count(&self, reason: Reason, module: &str, batch: usize, [top_k, experts]: [usize; 2]) {
+        if self.gpu.is_rehearsing() {
+            return;
+        }
         self.fallbacks.note(Fallback { reason, module: module.to_owned(), batch, top_k, experts });
     }
 
@@ -175,6 +200,9 @@ impl GpuBackend {
 
     /// Cosines and sines of every position that a step may have.
     fn turns(&self, rope: &GpuRope, batch: &GpuBatch) -> crate::Result<Slice<f32>> {
+        if self.gpu.is_rehearsing() {
+            return Ok(self.none.clone());
+        }
         let wanted = batch.layout.context;
         let mut turns = rope.turns.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some((_, table)) = turns.iter().find(|(positions, _)| *positions >= wanted) {
@@ -453,7 +481,9 @@ impl Backend for GpuBackend {
         let x = &self.settled(x)?;
         // A choice between experts must not turn on rounding, so logits are computed by the kernels that round nothing.
         let logits = match gate.plain() {
-            Some(OnDevice { stored, bias, decision, .. }) if x.rows > FEW_ROWS && x.cols == gate.cols() => {
+            Some(OnDevice { stored, bias, decision, .. })
+                if x.rows > self.thresholds().few_rows && x.cols == gate.cols() =>
+            {
                 self.product(stored, bias.as_ref(), &x.data, x.rows, decision.rung.max(Rung::Simple))?
             }
             _ => self.apply(gate, x)?.data,
@@ -544,6 +574,18 @@ impl Backend for GpuBackend {
         forward: impl Fn(&GpuBatch) -> std::result::Result<Tensor, E>,
     ) -> std::result::Result<Tensor, E> {
         self.replayed(recordings, batch, kv, forward)
+    }
+
+    fn rehearse<E: From<Error>>(
+        &self,
+        work: impl FnOnce() -> std::result::Result<(), E>,
+        progress: &(dyn Fn(usize, usize) + Sync),
+    ) -> std::result::Result<(), E> {
+        self.warm(work, progress)
+    }
+
+    fn trust(&self, shapes: &marlin_backend::shapes::Shapes) -> Result<()> {
+        self.check_model(shapes)
     }
 
     /// As the default block; head norms, rotation and the way to the pool in one kernel.

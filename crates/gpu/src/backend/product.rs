@@ -9,7 +9,7 @@ use crate::kernels::*;
 use crate::source::Entry;
 use crate::{Gpu, Result, Slice};
 
-/// Batches beyond this go to the kernel for many rows.
+/// Rows that kernels for few rows take at most; how many they are given is the device's [`Thresholds::few_rows`](crate::select::Thresholds).
 pub(super) const FEW_ROWS: usize = 16;
 
 impl GpuBackend {
@@ -22,13 +22,14 @@ impl GpuBackend {
         batch: usize,
         rung: Rung,
     ) -> Result<Slice<f32>> {
-        if rung == Rung::Tensor && batch <= FEW_ROWS {
+        let few = batch <= self.thresholds().few_rows;
+        if rung == Rung::Tensor && few {
             let sides = Sides { bias, ..Sides::default() };
             if let Some(y) = self.stream(w, sides, x, batch)? {
                 return Ok(y);
             }
         }
-        if rung == Rung::Tensor && batch > FEW_ROWS && self.multiplies(&w.kind) {
+        if rung == Rung::Tensor && !few && self.multiplies(&w.kind) {
             let y = self.multiply(w, None, x, batch)?;
             let Some(bias) = bias else { return Ok(y) };
             let (rows, features) = (batch, w.kind.rows());
@@ -37,13 +38,13 @@ impl GpuBackend {
         }
         let y = self.gpu.uninitialised(batch * w.kind.rows())?;
         let biases = bias.unwrap_or(&self.none);
-        product_into(&self.gpu, &self.none, w, (bias.is_some(), biases), x, batch, rung, &y)?;
+        product_into(&self.gpu, &self.none, w, (bias.is_some(), biases), x, batch, (rung, few), &y)?;
         Ok(y)
     }
 }
 
 /// Rows of x that a kernel for few rows takes at a time.
-fn rows_at_a_time(batch: usize) -> u32 {
+pub(crate) fn rows_at_a_time(batch: usize) -> u32 {
     match batch {
         1 => 1,
         2 => 2,
@@ -59,12 +60,11 @@ fn product_into(
     (bias, biases): (bool, &Slice<f32>),
     x: &Slice<f32>,
     batch: usize,
-    rung: Rung,
+    (rung, few): (Rung, bool),
     y: &Slice<f32>,
 ) -> Result<()> {
     let no_index = none.cast();
     let m = rows_at_a_time(batch);
-    let few = batch <= FEW_ROWS;
     let tall = div(batch, m as usize);
     match w.kind {
         Kind::Rows { weight, args } => {
@@ -100,12 +100,12 @@ fn product_into(
 }
 
 /// The kernel for few rows of a weight.
-pub(super) fn gemv(weight: WeightType, m: u32, bias: bool, experts: bool) -> Gemv {
+pub(crate) fn gemv(weight: WeightType, m: u32, bias: bool, experts: bool) -> Gemv {
     Gemv { weight, m, r: if m == 1 { 4 } else { 2 }, simds: 4, bias, experts }
 }
 
 /// The kernel for few rows of a trellis.
-pub(super) fn trellis_gemv(bits: u32, book: Book, m: u32, experts: bool) -> TrellisGemv {
+pub(crate) fn trellis_gemv(bits: u32, book: Book, m: u32, experts: bool) -> TrellisGemv {
     TrellisGemv { bits, book, m, tiles: if m <= 2 { 2 } else { 1 }, simds: 8, experts }
 }
 

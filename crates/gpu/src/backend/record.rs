@@ -53,6 +53,11 @@ impl GpuBackend {
         if !self.options.record || !batch.layout.single || batch.layout.rows > MOST_ROWS || self.gpu.is_timing() {
             return forward(batch);
         }
+        if self.gpu.is_rehearsing() {
+            // Now and when it is recorded, tables and logits are copied by the same kernel.
+            self.copy(&batch.tables, &batch.tables)?;
+            return forward(batch);
+        }
         let shape = Shape { layout: batch.layout, kv: kv.number };
         let mut all = recordings.0.lock().unwrap_or_else(PoisonError::into_inner);
         match all.get(&shape) {

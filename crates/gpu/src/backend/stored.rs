@@ -9,7 +9,7 @@ use marlin_checkpoint::{Bytes, DType, Dense, Weight};
 
 /// What a matrix is, without its bytes: matrices that are equal in this can be stacked and share kernels.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub(super) enum Kind {
+pub(crate) enum Kind {
     Rows { weight: WeightType, args: WeightArgs },
     Trellis { bits: u32, book: Book, rows: u32, cols: u32 },
 }
@@ -73,6 +73,11 @@ impl Packed {
         let factors = if self.factors.is_empty() { gpu.upload(&[0u8; 16])? } else { gpu.upload(&self.factors)? };
         Ok(Stored { kind: self.kind, words, factors })
     }
+}
+
+/// What kernels see of a weight.
+pub(crate) fn packed_kind(name: &str, weight: &Weight) -> marlin_backend::Result<std::result::Result<Kind, Reason>> {
+    Ok(Packed::of(name, weight)?.map(|packed| packed.kind))
 }
 
 fn not_finite(name: &str, index: usize, value: f32) -> Error {

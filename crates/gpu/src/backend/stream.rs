@@ -120,6 +120,12 @@ pub(super) fn entries(kind: &Kind, rotations: [u32; 2]) -> Vec<Entry> {
     each.flat_map(|k| k.entries(rotations)).collect()
 }
 
+/// The kernel for so many rows of such a matrix, with the rotations that it usually has, if there is one.
+pub(crate) fn streamed(kind: &Kind, batch: usize) -> Option<String> {
+    let rotations = if matches!(kind, Kind::Trellis { .. }) { [STREAM_BLOCK as u32; 2] } else { [1, 1] };
+    Some(Kernel::of(kind, batch, rotations, false)?.entries(rotations)[0].name.clone())
+}
+
 /// Whether the kernels for tensor cores do this around a matrix.
 fn inside(kind: &Kind, scaled: bool, block: u32) -> bool {
     match kind {

@@ -11,7 +11,7 @@ use std::sync::{Mutex, OnceLock, PoisonError};
 type Status = c_int;
 type Pointer = *mut c_void;
 
-/// Where the library may be, newest first; the environment variable `MARLIN_CUBLASLT` is asked before.
+/// Where the library may be, newest first; the environment variable `MARLIN_CUBLASLT` names another one.
 const NAMES: &[&str] = if cfg!(windows) {
     &["cublasLt64_13.dll", "cublasLt64_12.dll"]
 } else {
@@ -72,10 +72,9 @@ struct Api {
 }
 
 fn load() -> Option<Api> {
-    let named = std::env::var("MARLIN_CUBLASLT").ok();
-    let names = named.iter().map(String::as_str).chain(NAMES.iter().copied());
+    let names = super::library_names("MARLIN_CUBLASLT", NAMES);
     // SAFETY: the initialisers are those of a C++ library and ask nothing of the caller.
-    let library = names.into_iter().find_map(|name| unsafe { Library::new(name) }.ok())?;
+    let library = names.iter().find_map(|name| unsafe { Library::new(name) }.ok())?;
     macro_rules! symbol {
         ($name:literal) => {
             // SAFETY: the signature is that of cublasLt.h.

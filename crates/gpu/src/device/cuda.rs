@@ -3,7 +3,7 @@
 //! The few functions used are declared here rather than taken from a crate: a library or a function that is missing (an old
 //! driver) must become an error that says so, never a panic.
 
-use super::{Device, Function, Handle, Info, Launch, Matmul, cache, cublaslt, nvrtc};
+use super::{Compiled, Device, Function, Handle, Info, Launch, Matmul, cache, cublaslt, nvrtc};
 use crate::source::{Entry, Target};
 use crate::{Error, Result};
 use libloading::Library;
@@ -86,13 +86,17 @@ struct Api {
     event_wait: unsafe extern "C" fn(Pointer) -> Status,
     host_allocate: unsafe extern "C" fn(*mut Pointer, usize, c_uint) -> Status,
     host_free: unsafe extern "C" fn(Pointer) -> Status,
+    /// What a profiler started with `--capture-range=cudaProfilerApi` waits for.
+    profiler_start: Option<unsafe extern "C" fn() -> Status>,
+    profiler_stop: Option<unsafe extern "C" fn() -> Status>,
     driver_version: c_int,
 }
 
 fn load() -> std::result::Result<Api, String> {
-    let names: &[&str] = if cfg!(windows) { &["nvcuda.dll"] } else { &["libcuda.so.1", "libcuda.so"] };
+    let usual: &[&str] = if cfg!(windows) { &["nvcuda.dll"] } else { &["libcuda.so.1", "libcuda.so"] };
+    let names = super::library_names("MARLIN_CUDA_DRIVER", usual);
     // SAFETY: the driver's initialisers ask nothing of the caller.
-    let library = names.iter().find_map(|name| unsafe { Library::new(*name) }.ok());
+    let library = names.iter().find_map(|name| unsafe { Library::new(name) }.ok());
     let library = library.ok_or_else(|| format!("there is no NVIDIA driver ({} is not installed)", names[0]))?;
     macro_rules! symbol {
         ($name:literal) => {
@@ -135,6 +139,10 @@ fn load() -> std::result::Result<Api, String> {
         launch: symbol!(b"cuLaunchKernel"),
         // SAFETY: the signature is that of cuda.h.
         launch_with: unsafe { library.get(b"cuLaunchKernelEx") }.ok().map(|f| *f),
+        // SAFETY: as above.
+        profiler_start: unsafe { library.get(b"cuProfilerStart") }.ok().map(|f| *f),
+        // SAFETY: as above.
+        profiler_stop: unsafe { library.get(b"cuProfilerStop") }.ok().map(|f| *f),
         capture_begin: symbol!(b"cuStreamBeginCapture_v2"),
         capture_end: symbol!(b"cuStreamEndCapture"),
         graph_instantiate: symbol!(b"cuGraphInstantiateWithFlags"),
@@ -335,9 +343,12 @@ impl Device for Cuda {
     fn allocate(&self, bytes: usize) -> Result<Handle> {
         self.enter()?;
         let mut address = 0;
+        const OUT_OF_MEMORY: Status = 2; // CUDA_ERROR_OUT_OF_MEMORY
         // SAFETY: a variable to write to.
-        self.api.check(&format!("allocating {bytes} bytes"), unsafe { (self.api.allocate)(&mut address, bytes) })?;
-        Ok(Handle(address))
+        match unsafe { (self.api.allocate)(&mut address, bytes) } {
+            OUT_OF_MEMORY => Err(Error::OutOfMemory { bytes, active: 0, cap: 0 }),
+            status => self.api.check(&format!("allocating {bytes} bytes"), status).map(|()| Handle(address)),
+        }
     }
 
     fn free(&self, handle: Handle) {
@@ -410,38 +421,46 @@ impl Device for Cuda {
         fetches.free.extend(pinned);
     }
 
-    fn compile(&self, text: &str, entries: &[Entry]) -> Result<Vec<Function>> {
+    fn compile(&self, text: &str, entries: &[Entry]) -> Result<Compiled> {
         let first = entries.first().map_or("", |e| e.name.as_str());
         let version = nvrtc::version()?;
         let Info { architecture, driver, .. } = &self.info;
         // What is specific to an architecture (`sm_90a`) is asked for where there is such a thing.
         let architecture = if architecture == "sm_90" { "sm_90a" } else { architecture };
         let path = cache::path(&[text, architecture, driver, &version], "cubin");
-        let known = path.as_ref().and_then(|p| std::fs::read(p).ok());
-        let code = match known {
-            Some(code) => code,
+        self.enter()?;
+        let load = |code: &[u8]| {
+            let mut module: Pointer = std::ptr::null_mut();
+            // SAFETY: an image as NVRTC made it, whole as far as its length in the file says; the driver refuses others.
+            let status = unsafe { (self.api.module_load)(&mut module, code.as_ptr().cast()) };
+            self.api.check("loading a module", status).map(|()| module)
+        };
+        let known = path.as_ref().and_then(|p| cache::load(p));
+        // Code on disk that the driver does not take is made anew.
+        let kept = known.and_then(|code| load(&code).ok());
+        let cached = kept.is_some();
+        let module = match kept {
+            Some(module) => module,
             None => {
                 let code = nvrtc::compile(text, architecture, first)?;
                 if let Some(path) = &path {
                     cache::store(path, &code);
                 }
-                code
+                load(&code)?
             }
         };
-        self.enter()?;
-        let mut module: Pointer = std::ptr::null_mut();
-        // SAFETY: an image as NVRTC made it.
-        self.api.check("loading a module", unsafe { (self.api.module_load)(&mut module, code.as_ptr().cast()) })?;
         self.modules.lock().unwrap_or_else(PoisonError::into_inner).insert(module as u64, module as usize);
         let find = |e: &Entry| {
             let name = CString::new(e.name.as_str()).map_err(|e| Error::Device(e.to_string()))?;
             let mut function: Pointer = std::ptr::null_mut();
+            const NOT_FOUND: Status = 500; // CUDA_ERROR_NOT_FOUND
             // SAFETY: a module of ours and a string.
-            let status = unsafe { (self.api.module_function)(&mut function, module, name.as_ptr()) };
-            self.api.check(&e.name, status)?;
-            Ok(Function(function as u64))
+            match unsafe { (self.api.module_function)(&mut function, module, name.as_ptr()) } {
+                NOT_FOUND => Err(Error::NotFound { kernel: e.name.clone() }),
+                status => self.api.check(&e.name, status).map(|()| Function(function as u64)),
+            }
         };
-        entries.iter().map(find).collect()
+        Ok(Compiled { functions: entries.iter().map(find).collect::<Result<_>>()?, cached })
     }
 
     fn launch(&self, launch: &Launch) -> Result<()> {
@@ -570,6 +589,27 @@ impl Device for Cuda {
         };
         self.api.check("event", status)?;
         Ok(f64::from(milliseconds) * 1e-3)
+    }
+
+    fn begin_capture(&self, file: Option<&std::path::Path>) -> Result<()> {
+        if let Some(file) = file {
+            let why =
+                "an NVIDIA GPU writes no trace of its own; run this under nsys profile --capture-range=cudaProfilerApi";
+            return Err(Error::Absent(format!("{}: {why}", file.display())));
+        }
+        self.wait()?;
+        let Some(start) = self.api.profiler_start else {
+            return Err(Error::Absent("this driver has no profiler".into()));
+        };
+        // SAFETY: asks for nothing but a context, which `wait` has made current.
+        self.api.check("starting the profiler", unsafe { start() })
+    }
+
+    fn end_capture(&self) -> Result<()> {
+        self.wait()?;
+        let Some(stop) = self.api.profiler_stop else { return Ok(()) };
+        // SAFETY: as above.
+        self.api.check("stopping the profiler", unsafe { stop() })
     }
 
     fn free_memory(&self) -> Result<usize> {

@@ -5,7 +5,8 @@
 //! * Weights in a file mapping are used where they lie ([`Device::borrow`]).
 //! * Compiled pipelines are kept in a binary archive on disk, keyed by source, GPU and system.
 
-use super::{Device, Function, Handle, Hazards, Info, Launch, cache};
+use super::{Compiled, Device, Function, Handle, Hazards, Info, Launch, cache};
+use crate::select::Chip;
 use crate::source::{Entry, Target};
 use crate::{Error, Result};
 use marlin_checkpoint::Bytes;
@@ -111,15 +112,16 @@ impl Metal {
             } else {
                 None
             };
-            let info = Info {
+            let mut info = Info {
                 name: gpu.name().to_string(),
                 architecture: family.into(),
                 driver: NSProcessInfo::processInfo().operatingSystemVersionString().to_string(),
                 memory: gpu.recommendedMaxWorkingSetSize() as usize,
                 longest_buffer: gpu.maxBufferLength(),
-                // Metal does not tell; enough threadgroups for the larger ones.
-                cores: 40,
+                cores: 0,
             };
+            // Metal does not tell.
+            info.cores = Chip::of(&info).cores;
             Ok(Self { info, gpu, queue, residency, state: Mutex::default() })
         })
     }
@@ -211,7 +213,7 @@ impl Device for Metal {
         autoreleasepool(|_| {
             let options = MTLResourceOptions::StorageModeShared | MTLResourceOptions::HazardTrackingModeUntracked;
             let buffer = self.gpu.newBufferWithLength_options(bytes, options);
-            Ok(self.hold(buffer.ok_or_else(|| none(&format!("a buffer of {bytes} bytes")))?, None))
+            Ok(self.hold(buffer.ok_or(Error::OutOfMemory { bytes, active: 0, cap: 0 })?, None))
         })
     }
 
@@ -351,7 +353,7 @@ impl Device for Metal {
         autoreleasepool(|_| drop(self.lock().fetches.remove(&number)));
     }
 
-    fn compile(&self, text: &str, entries: &[Entry]) -> Result<Vec<Function>> {
+    fn compile(&self, text: &str, entries: &[Entry]) -> Result<Compiled> {
         autoreleasepool(|_| {
             let first = entries.first().map_or("", |e| e.name.as_str());
             let library = self.library(text, first)?;
@@ -372,7 +374,8 @@ impl Device for Metal {
             for e in entries {
                 let function = library.newFunctionWithName(&NSString::from_str(&e.name));
                 let descriptor = MTLComputePipelineDescriptor::new();
-                descriptor.setComputeFunction(Some(&*function.ok_or_else(|| none(&e.name))?));
+                let missing = || Error::NotFound { kernel: e.name.clone() };
+                descriptor.setComputeFunction(Some(&*function.ok_or_else(missing)?));
                 if let Some(archive) = &archive {
                     descriptor.setBinaryArchives(Some(&NSArray::from_retained_slice(std::slice::from_ref(archive))));
                     if fresh {
@@ -407,7 +410,8 @@ impl Device for Metal {
             let mut state = self.lock();
             let from = state.pipelines.len() as u64;
             state.pipelines.extend(pipelines);
-            Ok((0..entries.len() as u64).map(|i| Function(from + i)).collect())
+            let functions = (0..entries.len() as u64).map(|i| Function(from + i)).collect();
+            Ok(Compiled { functions, cached: !fresh })
         })
     }
 
@@ -437,6 +441,36 @@ impl Device for Metal {
             if open.launches >= LAUNCHES {
                 Self::commit(&mut state);
             }
+            Ok(())
+        })
+    }
+
+    fn begin_capture(&self, file: Option<&std::path::Path>) -> Result<()> {
+        autoreleasepool(|_| {
+            self.wait()?;
+            let file =
+                file.ok_or_else(|| Error::Absent("Metal captures into a file: --capture FILE.gputrace".into()))?;
+            // SAFETY: the one manager of the process, as Metal gives it.
+            let manager = unsafe { MTLCaptureManager::sharedCaptureManager() };
+            if !manager.supportsDestination(MTLCaptureDestination::GPUTraceDocument) {
+                let why = "Metal captures only where MTL_CAPTURE_ENABLED=1 is set before the program starts";
+                return Err(Error::Absent(why.into()));
+            }
+            let path = file.to_str().ok_or_else(|| Error::Absent(format!("{}: is not UTF-8", file.display())))?;
+            let url = NSURL::fileURLWithPath(&NSString::from_str(path));
+            let descriptor = MTLCaptureDescriptor::new();
+            descriptor.set_capture_device(&self.gpu);
+            descriptor.setDestination(MTLCaptureDestination::GPUTraceDocument);
+            descriptor.setOutputURL(Some(&url));
+            manager.startCaptureWithDescriptor_error(&descriptor).map_err(|e| error("a capture", &e))
+        })
+    }
+
+    fn end_capture(&self) -> Result<()> {
+        autoreleasepool(|_| {
+            self.wait()?;
+            // SAFETY: as above.
+            unsafe { MTLCaptureManager::sharedCaptureManager() }.stopCapture();
             Ok(())
         })
     }

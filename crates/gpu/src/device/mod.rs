@@ -17,6 +17,15 @@ use crate::Result;
 use crate::source::{Access, Entry, Target};
 use marlin_checkpoint::Bytes;
 
+/// The names of a library to try, one after another: the one that an environment variable has, and then no other, or the usual ones.
+#[cfg(not(target_os = "macos"))]
+fn library_names(variable: &str, usual: &[&str]) -> Vec<String> {
+    match std::env::var(variable).ok().filter(|name| !name.is_empty()) {
+        Some(named) => vec![named],
+        None => usual.iter().map(|name| (*name).to_owned()).collect(),
+    }
+}
+
 /// What a device is.
 #[derive(Clone, Debug)]
 pub struct Info {
@@ -41,6 +50,15 @@ pub struct Handle(pub u64);
 /// A compiled kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Function(pub u64);
+
+/// What was made of a module.
+#[derive(Clone, Debug)]
+pub struct Compiled {
+    /// Its kernels, in the order of the entries.
+    pub functions: Vec<Function>,
+    /// Whether code was found on disk.
+    pub cached: bool,
+}
 
 /// A part of a buffer that a kernel is bound to.
 #[derive(Clone, Copy, Debug)]
@@ -104,7 +122,8 @@ pub trait Device: Send + Sync + 'static {
     /// Whose text it compiles.
     fn target(&self) -> Target;
 
-    /// `bytes` (at least 1) of memory with undefined contents, at a multiple of 256.
+    /// `bytes` (at least 1) of memory with undefined contents, at a multiple of 256. What does not fit is
+    /// [`OutOfMemory`](crate::Error::OutOfMemory), of which the caller knows the other numbers.
     fn allocate(&self, bytes: usize) -> Result<Handle>;
 
     /// Bytes of the host used where they lie, without a copy, where the device can: the handle, and where they begin in it. Kernels
@@ -141,8 +160,9 @@ pub trait Device: Send + Sync + 'static {
         let _ = number;
     }
 
-    /// Compiles the text of a module and finds its entry points.
-    fn compile(&self, text: &str, entries: &[Entry]) -> Result<Vec<Function>>;
+    /// Compiles the text of a module, or takes what was made of the same text before, and finds its entry points. May be called
+    /// from several threads at a time.
+    fn compile(&self, text: &str, entries: &[Entry]) -> Result<Compiled>;
 
     /// Asks for a kernel to run.
     fn launch(&self, launch: &Launch) -> Result<()>;
@@ -196,6 +216,18 @@ pub trait Device: Send + Sync + 'static {
     /// Seconds that passed on the device between two marks, both of which have been reached. Marks are used once.
     fn seconds_between(&self, before: u64, after: u64) -> Result<f64> {
         Ok(after.saturating_sub(before) as f64 * 1e-9)
+    }
+
+    /// Everything launched until [`Device::end_capture`] is written down for the system's profiler: into `file` (`.gputrace`) by Metal,
+    /// for a profiler that watches this process by CUDA.
+    fn begin_capture(&self, file: Option<&std::path::Path>) -> Result<()> {
+        let _ = file;
+        Err(crate::Error::Absent("this device has no profiler to capture for".into()))
+    }
+
+    /// Ends what [`Device::begin_capture`] began.
+    fn end_capture(&self) -> Result<()> {
+        Ok(())
     }
 
     /// Bytes of memory that are free.

@@ -5,7 +5,7 @@ use libloading::Library;
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
 use std::sync::OnceLock;
 
-/// Where the library may be, newest first; the environment variable `MARLIN_NVRTC` is asked before.
+/// Where the library may be, newest first; the environment variable `MARLIN_NVRTC` names another one.
 const NAMES: &[&str] = if cfg!(windows) {
     &["nvrtc64_130_0.dll", "nvrtc64_120_0.dll", "nvrtc64_112_0.dll"]
 } else {
@@ -34,12 +34,11 @@ struct Api {
 }
 
 fn load() -> std::result::Result<Api, String> {
-    let named = std::env::var("MARLIN_NVRTC").ok();
-    let names = named.iter().map(String::as_str).chain(NAMES.iter().copied());
+    let names = super::library_names("MARLIN_NVRTC", NAMES);
     // SAFETY: NVRTC's initialisers are those of a C++ library and ask nothing of the caller.
-    let library = names.into_iter().find_map(|name| unsafe { Library::new(name) }.ok());
+    let library = names.iter().find_map(|name| unsafe { Library::new(name) }.ok());
     let library = library.ok_or_else(|| {
-        format!("NVRTC is not installed ({} was looked for; the PyPI package nvidia-cuda-nvrtc has it)", NAMES[0])
+        format!("NVRTC is not installed ({} was looked for; the PyPI package nvidia-cuda-nvrtc has it)", names[0])
     })?;
     macro_rules! symbol {
         ($name:literal) => {

@@ -7,7 +7,7 @@ use marlin_backend::blocks::{RouterRule, Scoring};
 use marlin_backend::{Backend, Expert, KvLayout, KvSpec, Reference, SequenceStep, Step, Token};
 use marlin_checkpoint::DType;
 use marlin_checkpoint::weight::Codebook;
-use marlin_gpu::device::{Device, Function, Handle, Info, Launch};
+use marlin_gpu::device::{Compiled, Device, Handle, Info, Launch, Matmul};
 use marlin_gpu::kernels::Element;
 use marlin_gpu::source::{Access, Entry, Target};
 use marlin_gpu::{Error, GpuBackend, GpuOptions, Result};
@@ -23,8 +23,12 @@ enum Fault {
     Compile(&'static [&'static str]),
     /// The last value they write is garbage.
     Garbage(&'static [&'static str]),
+    /// What was compiled does not have them.
+    Missing(&'static [&'static str]),
     /// After so many allocations there is no more memory.
     Memory(usize),
+    /// There is no memory for allocations of more bytes than these.
+    Large(usize),
 }
 
 /// Whether the entry point `name` is an instance of one of these kernels.
@@ -49,7 +53,8 @@ impl Device for Faulty {
     fn allocate(&self, bytes: usize) -> Result<Handle> {
         let before = self.allocations.fetch_add(1, Ordering::Relaxed);
         match self.fault {
-            Fault::Memory(most) if before >= most => Err(Error::Device("there is no more memory".into())),
+            Fault::Memory(most) if before >= most => Err(Error::OutOfMemory { bytes, active: 0, cap: 0 }),
+            Fault::Large(most) if bytes > most => Err(Error::OutOfMemory { bytes, active: 0, cap: 0 }),
             _ => self.inner.allocate(bytes),
         }
     }
@@ -62,16 +67,21 @@ impl Device for Faulty {
     fn download(&self, from: Handle, offset: usize, out: &mut [u8]) -> Result<()> {
         self.inner.download(from, offset, out)
     }
-    fn compile(&self, text: &str, entries: &[Entry]) -> Result<Vec<Function>> {
+    fn compile(&self, text: &str, entries: &[Entry]) -> Result<Compiled> {
         if let Fault::Compile(names) = self.fault
             && let Some(e) = entries.iter().find(|e| is_one_of(&e.name, names))
         {
             return Err(Error::Compile { kernel: e.name.clone(), log: "injected".into() });
         }
-        let functions = self.inner.compile(text, entries)?;
-        let names = functions.iter().zip(entries).map(|(f, e)| (f.0, e.name.clone()));
+        if let Fault::Missing(names) = self.fault
+            && let Some(e) = entries.iter().find(|e| is_one_of(&e.name, names))
+        {
+            return Err(Error::NotFound { kernel: e.name.clone() });
+        }
+        let made = self.inner.compile(text, entries)?;
+        let names = made.functions.iter().zip(entries).map(|(f, e)| (f.0, e.name.clone()));
         self.names.lock().unwrap().extend(names);
-        Ok(functions)
+        Ok(made)
     }
     fn launch(&self, launch: &Launch) -> Result<()> {
         self.inner.launch(launch)?;
@@ -83,6 +93,12 @@ impl Device for Faulty {
             }
             _ => Ok(()),
         }
+    }
+    fn multiplies(&self) -> bool {
+        matches!(self.fault, Fault::Large(_)) && self.inner.multiplies()
+    }
+    fn multiply(&self, product: &Matmul) -> Result<()> {
+        self.inner.multiply(product)
     }
     fn submit(&self) -> Result<()> {
         self.inner.submit()
@@ -103,10 +119,16 @@ fn device(fault: Fault) -> Option<Arc<Faulty>> {
 
 /// A product on a device with this fault is right all the same, and `code` is what its slower path is counted as.
 fn steps_down(fault: Fault, code: &str) {
+    steps_down_of(fault, code, [33, 70]);
+}
+
+fn steps_down_of(fault: Fault, code: &str, [rows, cols]: [usize; 2]) {
     let Some(device) = device(fault) else { return };
     let b = GpuBackend::new(device, OPTIONS).unwrap();
     let mut numbers = Numbers(11);
-    for linear in [numbers.dense("dense", 33, 70, DType::BF16), numbers.trellis(32, 48, 3, Codebook::Mcg)] {
+    for linear in
+        [numbers.dense("dense", rows, cols, DType::BF16), numbers.trellis(rows.max(32) / 16 * 16, 48, 3, Codebook::Mcg)]
+    {
         let x = numbers.many(3 * linear.in_features());
         let run = |w| Reference.linears(&[w], &Reference.write(3, linear.in_features(), x.clone())?);
         let expected = Reference.read(&run(&linear).unwrap()[0]).unwrap();
@@ -118,7 +140,12 @@ fn steps_down(fault: Fault, code: &str) {
         let found = b.fallbacks().snapshot();
         assert_eq!(found.total, loaded + 1, "the slower path was not counted");
         assert_eq!((found.last.unwrap().reason.code(), found.by_reason.len()), (code, 1));
+        // What warm-cache tells of it, by the same code; and counting begins anew.
+        let product = b.warmth().products.into_iter().find(|p| p.module == linear.name).unwrap();
+        assert_eq!(product.reason.map(|r| r.code()), Some(code));
+        assert!(product.by != "fast" || code == "out_of_memory", "{product:?}");
         b.fallbacks().reset();
+        assert_eq!(b.fallbacks().snapshot(), Default::default());
     }
 }
 
@@ -252,5 +279,52 @@ fn memory_that_cannot_be_had_is_an_error() {
     let b = GpuBackend::new(device, OPTIONS).unwrap();
     let linear = Numbers(12).dense("layers.0.up_proj", 33, 70, DType::BF16);
     let error = b.linear(linear).err().unwrap().to_string();
-    assert!(error.contains("no more memory"), "{error}");
+    assert!(error.contains("memory") && error.contains("--device cpu computes without one"), "{error}");
+}
+
+#[test]
+fn a_kernel_that_is_not_in_its_module_is_replaced() {
+    steps_down(Fault::Missing(&["gemv", "trellis_gemv"]), "kernel_not_found");
+}
+
+/// The library of matrix products wants 32 MiB to work in; the kernels that every GPU has need no such thing.
+#[test]
+fn what_there_is_no_memory_for_is_computed_with_less() {
+    steps_down_of(Fault::Large(1 << 20), "out_of_memory", [32, 64]);
+}
+
+#[test]
+fn a_transform_without_a_kernel_is_computed_by_the_cpu() {
+    use marlin_checkpoint::{InputTransform, OutputTransform};
+    let Some(device) = device(Fault::Memory(usize::MAX)) else { return };
+    let b = GpuBackend::new(device, OPTIONS).unwrap();
+    let mut numbers = Numbers(14);
+    let input = InputTransform::Hadamard { scale: None, block: 2048 };
+    let linear = numbers.dense("wide", 3, 2048, DType::F32).with_transforms(input, OutputTransform::None).unwrap();
+    let x = numbers.many(2 * 2048);
+    let run = |w| Reference.linears(&[w], &Reference.write(2, 2048, x.clone())?);
+    let expected = Reference.read(&run(&linear).unwrap()[0]).unwrap();
+    let w = b.linear(linear.clone()).unwrap();
+    let y = b.linears(&[&w], &b.write(2, 2048, x.clone()).unwrap()).unwrap();
+    close("by the CPU", &b.read(&y[0]).unwrap(), &expected, 2e-5);
+    let found = b.fallbacks().snapshot();
+    assert_eq!((found.total, found.last.unwrap().reason.code()), (1, "unsupported_transform"));
+}
+
+/// Attention goes wrong only where the model's own heads are: opening the device cannot find that, getting ready for the model does.
+#[test]
+fn a_kernel_that_is_wrong_at_a_models_sizes_only_is_found() {
+    use marlin_backend::shapes::{GroupedShape, Shapes};
+    let shape = GroupedShape { heads: 2, kv_heads: 1, head_dim: 64, q_norm: true, k_norm: false };
+    let shapes = Shapes { hidden: 72, grouped: vec![shape], ..Shapes::default() };
+    // The instance for heads of 64 with f32 KV memory; the one for heads of 40 is right.
+    for (fault, wrong) in
+        [(Fault::Garbage(&["place_heads_f32_2_y"]), true), (Fault::Garbage(&["place_heads_f32_3"]), false)]
+    {
+        let Some(device) = device(fault) else { return };
+        let b = GpuBackend::new(device, OPTIONS).unwrap();
+        let said = b.trust(&shapes).err().map(|e| e.to_string());
+        assert_eq!(said.is_some(), wrong, "{said:?}");
+        assert!(said.is_none_or(|e| e.contains("the model's attention does not compute")));
+    }
 }

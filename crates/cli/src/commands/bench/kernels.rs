@@ -1,7 +1,9 @@
 //! `bench kernels`: what each kernel reaches here, and where one should take over from another.
 
 use super::super::doctor;
+use super::kernels_gpu;
 use crate::error::{Failure, Result};
+use crate::values::Device;
 use crate::{interrupt, output, synthetic};
 use marlin_backend::{Backend, LinearHandle};
 use marlin_cpu::kernels::{self, Kind};
@@ -37,6 +39,9 @@ pub struct Args {
     /// Measure the thresholds and save them for this processor
     #[arg(long)]
     save: bool,
+    /// Measure the GPU, cuda or metal: its thresholds only, with steps of a few layers of random weights
+    #[arg(long, value_parser = crate::values::device)]
+    device: Option<Device>,
     /// Threads; 0 takes the physical cores
     #[arg(long, value_name = "N", env = "MARLIN_THREADS", default_value_t = 0, value_parser = crate::values::threads)]
     threads: usize,
@@ -80,6 +85,9 @@ const PART: &str = "mlp.gate_proj";
 const COPIES: usize = 28;
 
 pub fn run(args: &Args) -> Result<()> {
+    if let Some(device) = args.device.filter(|d| *d != Device::Cpu) {
+        return kernels_gpu::run(device, args.repeats, args.save, args.json);
+    }
     let backend = CpuBackend::new(CpuOptions { threads: args.threads, ..CpuOptions::default() });
     let cpu = backend.cpu();
     let watch = interrupt::watch();

@@ -16,6 +16,7 @@ use marlin_eval::{Footprint, Latency, LatencyOptions, Summary, latency, machine}
 use marlin_gpu::KernelTime;
 use output::{bytes, rate};
 use serde::Serialize;
+use std::path::PathBuf;
 use std::time::Instant;
 
 /// One request at a time: prefill and decode tokens a second
@@ -49,6 +50,12 @@ pub struct Args {
     /// Then decode once more and say where the time goes, kernel by kernel (GPUs only; times include what a launch costs)
     #[arg(long)]
     kernels: bool,
+    /// Write what is launched in the counted rounds for Xcode (Metal, with MTL_CAPTURE_ENABLED=1 set)
+    #[arg(long, value_name = "FILE.gputrace")]
+    capture: Option<PathBuf>,
+    /// Start and stop the profiler around the counted rounds (CUDA, under nsys profile --capture-range=cudaProfilerApi or ncu)
+    #[arg(long, conflicts_with = "capture")]
+    cuda_profiler: bool,
     /// Print one JSON object
     #[arg(long)]
     json: bool,
@@ -81,6 +88,9 @@ struct Report {
     /// One through the other.
     bandwidth_share: Option<f64>,
     load_seconds: f64,
+    /// Kernels that were compiled, or read from disk, after the model was ready; nothing on the CPU.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    compiled_since_ready: Option<u64>,
     peak_memory_bytes: Option<u64>,
     #[serde(flatten)]
     steps: Steps,
@@ -110,6 +120,9 @@ fn run_on<B: Runs>(args: &Args, backend: B) -> Result<()> {
     let Loaded { mut engine, checkpoint, load, .. } = loaded;
     let sizing = *engine.sizing();
     let footprint = Footprint::of(&checkpoint.config, checkpoint.store.as_ref(), engine.model().report());
+    let backend = engine.backend().clone();
+    let kernels = || backend.warmth().map(|w| w.compiled + w.found);
+    let (ready, mut now) = (kernels(), kernels());
     let watch = interrupt::watch();
     let mut bar = Bar::items(format!("timing {}", checkpoint.name));
     let options = LatencyOptions {
@@ -122,14 +135,29 @@ fn run_on<B: Runs>(args: &Args, backend: B) -> Result<()> {
         // Whatever the checkpoint says: greedy, unless it is asked for.
         sampling: args.sampling.resolve(&GenerationConfig::default()),
     };
+    let (wanted, mut captures) = (args.capture.is_some() || args.cuda_profiler, false);
     let latency_found = latency(&mut engine, &options, &mut |done, total| {
         bar.set(done as u64, total as u64);
+        if wanted && !captures && done >= args.warmup && done < total {
+            captures = true;
+            // What cannot be captured is told, and measured all the same.
+            if let Err(error) = backend.begin_capture(args.capture.as_deref()) {
+                output::note(&format!("note: {error}"));
+            }
+        }
+        // What comes after the last round looks at experts, which is no part of it.
+        if done < total {
+            now = kernels();
+        }
         !watch.pressed()
     });
     drop(bar);
+    if captures {
+        backend.end_capture()?;
+    }
     let latency = latency_found?;
-    let backend = engine.backend().clone();
     let steps = Steps::of(&engine.stats());
+    let compiled_since_ready = now.zip(ready).map(|(now, ready)| now - ready);
     let mut kernels = Vec::new();
     if args.kernels && backend.start_timing() {
         let once = LatencyOptions { prompt: 0, warmup: 0, repeats: 1, experts: false, ..options };
@@ -159,6 +187,7 @@ fn run_on<B: Runs>(args: &Args, backend: B) -> Result<()> {
         memory_read_bytes_per_second: read,
         bandwidth_share: share,
         load_seconds: load.as_secs_f64(),
+        compiled_since_ready,
         peak_memory_bytes: peak,
         steps,
         fallbacks,
@@ -224,6 +253,9 @@ impl Report {
         out += &format!("\nloaded in {}", output::seconds(self.load_seconds));
         if let Some(peak) = self.peak_memory_bytes {
             out += &format!(", peak memory {}", bytes(peak));
+        }
+        if let Some(n) = self.compiled_since_ready {
+            out += &format!(", {n} kernels compiled since then");
         }
         out.push('\n');
         let all: f64 = self.kernels.iter().map(|k| k.seconds).sum();

@@ -1,6 +1,7 @@
 //! `bench`: how fast things are here.
 
 mod kernels;
+mod kernels_gpu;
 mod latency;
 
 use crate::error::Result;

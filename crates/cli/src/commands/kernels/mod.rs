@@ -1,7 +1,11 @@
 //! `kernels`: which kernel serves which weights here.
 
+mod gpu;
+
 use crate::error::{Failure, Result};
+use crate::values::{self, Device};
 use crate::{model, output};
+use marlin_checkpoint::Linear;
 use marlin_cpu::kernels::{self, Kind, TABLE, Thresholds};
 use marlin_cpu::{Cpu, DType, Mode};
 use marlin_models::Architecture;
@@ -11,7 +15,8 @@ use std::collections::BTreeMap;
 /// Show which kernel serves which weights on this machine
 ///
 /// Kernels are tried from the top; the first one that fits the weights, the mode, the number of rows of activations (a
-/// step's tokens) and the machine is taken. `bench kernels --save` measures the thresholds here.
+/// step's tokens) and the machine is taken. `bench kernels --save` measures the thresholds here. With --device or --chip the same for
+/// a GPU, this machine's or any other.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// With --explain: the model whose modules to explain; without one, examples of each kind
@@ -20,6 +25,12 @@ pub struct Args {
     /// Say which kernel is taken for BATCH rows, and why
     #[arg(long, value_name = "BATCH", value_parser = crate::values::some_tokens)]
     explain: Option<usize>,
+    /// For the GPU of this machine: cuda or metal
+    #[arg(long, value_parser = values::device)]
+    device: Option<Device>,
+    /// For a GPU by its name, which need not be here: an Apple chip such as "M3 Max", an NVIDIA architecture such as sm_90
+    #[arg(long, value_name = "NAME")]
+    chip: Option<String>,
     /// As it is with --exact
     #[arg(long, requires = "explain")]
     exact: bool,
@@ -53,7 +64,7 @@ struct Row {
     does: &'static str,
 }
 
-#[derive(Serialize)]
+#[derive(Clone, Serialize)]
 struct Choice {
     /// What the weights are.
     weights: String,
@@ -72,6 +83,9 @@ struct Choice {
 }
 
 pub fn run(args: &Args) -> Result<()> {
+    if args.chip.is_some() || matches!(args.device, Some(Device::Cuda | Device::Metal | Device::Auto)) {
+        return gpu::run(args);
+    }
     let cpu = Cpu::new(1);
     let (level, thresholds) = (cpu.level(), *cpu.thresholds());
     let from = kernels::saved(level).and_then(|_| kernels::file(level));
@@ -88,10 +102,14 @@ pub fn run(args: &Args) -> Result<()> {
         Some(batch) => {
             let mode = if args.exact { Mode::Exact } else { Mode::Fast };
             let kinds = match &args.model {
-                Some(name) => of_model(name)?,
+                Some(name) => {
+                    let found = of_model(name)?.into_iter();
+                    found.map(|(linear, of)| Ok((kernels::kind_of(&linear)?, of))).collect::<Result<Vec<_>>>()?
+                }
                 None => examples(),
             };
-            for mut choice in kinds {
+            for (kind, of) in kinds {
+                let mut choice = (kind, Choice::of(&kind, of));
                 let mode = if choice.1.router { Mode::Exact } else { mode };
                 let chosen = kernels::choose(level, &thresholds, mode, &choice.0, batch);
                 if let Some((entry, why)) = chosen {
@@ -118,14 +136,38 @@ fn table(cpu: &Cpu) -> Vec<Row> {
     TABLE.iter().map(row).collect()
 }
 
-impl Choice {
-    fn of(kind: Kind) -> (Kind, Self) {
-        let (weights, why) = (kind.describe(), String::new());
-        (kind, Self { weights, router: false, stored: None, example: None, modules: None, kernel: "", why })
+/// Which modules of a model are stored alike.
+#[derive(Clone, Default)]
+struct Modules {
+    /// Whether they choose experts.
+    router: bool,
+    stored: Option<String>,
+    example: Option<String>,
+    count: Option<usize>,
+}
+
+impl Modules {
+    /// The line that says so.
+    fn line(&self) -> Option<String> {
+        let (stored, example) = (self.stored.as_ref()?, self.example.as_ref()?);
+        let others = self.count.filter(|n| *n > 1).map_or_else(String::new, |n| format!(" and {} more", n - 1));
+        Some(format!("{stored}: {example}{others}"))
     }
 }
 
-fn examples() -> Vec<(Kind, Choice)> {
+impl Choice {
+    fn of(kind: &Kind, of: Modules) -> Self {
+        let Modules { router, stored, example, count } = of;
+        Self { weights: kind.describe(), router, stored, example, modules: count, kernel: "", why: String::new() }
+    }
+
+    fn line(&self) -> Option<String> {
+        let Self { router, stored, example, modules, .. } = self.clone();
+        Modules { router, stored, example, count: modules }.line()
+    }
+}
+
+fn examples() -> Vec<(Kind, Modules)> {
     let kinds = [
         Kind::Dense(DType::Bf16),
         Kind::Dense(DType::F16),
@@ -134,22 +176,22 @@ fn examples() -> Vec<(Kind, Choice)> {
         Kind::Floats { bits: 8, group: 128 },
         Kind::Trellis { bits: 3 },
     ];
-    kinds.map(Choice::of).into_iter().collect()
+    kinds.map(|kind| (kind, Modules::default())).into_iter().collect()
 }
 
 /// One of each way in which the model's matrices are stored.
-fn of_model(name: &str) -> Result<Vec<(Kind, Choice)>> {
+fn of_model(name: &str) -> Result<Vec<(Linear, Modules)>> {
     let checkpoint = model::open(name)?;
     let inventory = Architecture::parse(&checkpoint.config)?.inventory();
     let modules = checkpoint.modules()?;
     let report = inventory.check(modules.as_ref(), checkpoint.store.as_ref())?;
     let mut seen: BTreeMap<(bool, &str, String, u32, Option<usize>), usize> = BTreeMap::new();
-    let mut found: Vec<(Kind, Choice)> = Vec::new();
+    let mut found: Vec<(Linear, Modules)> = Vec::new();
     for (module, stored) in report.modules.iter().filter(|(_, stored)| stored.features.len() == 2) {
         let router = module.ends_with(".mlp.gate");
         let key = (router, stored.scheme, stored.detail.clone(), stored.bits, stored.group);
-        if let Some(choice) = seen.get(&key).and_then(|&i| found.get_mut(i)) {
-            choice.1.modules = choice.1.modules.map(|n| n + 1);
+        if let Some((_, of)) = seen.get(&key).and_then(|&i| found.get_mut(i)) {
+            of.count = of.count.map(|n| n + 1);
             continue;
         }
         let linear = match inventory.sizes(module) {
@@ -163,12 +205,9 @@ fn of_model(name: &str) -> Result<Vec<(Kind, Choice)>> {
                 modules.linear(module, [rows, cols])?.build()?
             }
         };
-        let (kind, mut choice) = Choice::of(kernels::kind_of(&linear)?);
-        choice.router = router;
-        choice.stored = Some(format!("{} {}", stored.scheme, stored.detail));
-        (choice.example, choice.modules) = (Some(module.clone()), Some(1));
+        let stored = Some(format!("{} {}", stored.scheme, stored.detail));
         seen.insert(key, found.len());
-        found.push((kind, choice));
+        found.push((linear, Modules { router, stored, example: Some(module.clone()), count: Some(1) }));
     }
     Ok(found)
 }
@@ -202,9 +241,8 @@ impl Report {
                 out += &format!("at {batch} row{}:\n", if batch == 1 { "" } else { "s" });
                 for c in &self.choices {
                     out += &format!("{:<32} {:<22} {}\n", c.weights, c.kernel, c.why);
-                    if let (Some(stored), Some(example), Some(n)) = (&c.stored, &c.example, c.modules) {
-                        let others = if n > 1 { format!(" and {} more", n - 1) } else { String::new() };
-                        out += &format!("{:<32} {stored}: {example}{others}\n", "");
+                    if let Some(line) = c.line() {
+                        out += &format!("{:<32} {line}\n", "");
                     }
                 }
             }
