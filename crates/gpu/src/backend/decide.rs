@@ -120,18 +120,13 @@ impl GpuBackend {
                 Ok(good && (rung != Rung::Tensor || self.agrees_rotated(w, samples, rotations)?))
             };
             let agrees = self.gpu.in_earnest(|| self.gpu.check(look));
-            let (reason, what) = match agrees {
-                Ok(true) => {
-                    decision.rung = rung;
-                    break;
-                }
-                Ok(false) => (Reason::SelfCheckFailed, name.to_owned()),
-                Err(crate::Error::Compile { kernel, .. }) => (Reason::KernelCompileFailed, kernel),
-                Err(crate::Error::NotFound { kernel }) => (Reason::KernelNotFound, kernel),
-                // Faster ways need more memory to work in.
-                Err(crate::Error::OutOfMemory { .. }) if rung < Rung::Simple => (Reason::OutOfMemory, name.to_owned()),
-                Err(error @ crate::Error::Launch { .. }) => (Reason::SelfCheckFailed, format!("{name}: {error}")),
-                Err(error) => return Err(error.into()),
+            // Below the plainest way nothing needs less memory to work in.
+            if let (Rung::Simple, Err(crate::Error::OutOfMemory { .. })) = (rung, &agrees) {
+                return agrees.map(|_| decision).map_err(Into::into);
+            }
+            let Some((reason, what)) = failing(name, agrees)? else {
+                decision.rung = rung;
+                break;
             };
             self.count(reason, &what, 0, [0, 0]);
             // What kept it from the fastest way is the reason that counts.
@@ -187,6 +182,19 @@ impl GpuBackend {
         rotate(&mut x, block_in as usize);
         Ok(samples.agree(&x, &y, n))
     }
+}
+
+/// Why kernels are not to be trusted after a comparison, and who is to blame; `None` if they are. What is no fault of theirs is an error.
+pub(super) fn failing(name: &str, agrees: Result<bool>) -> Result<Option<(Reason, String)>> {
+    Ok(Some(match agrees {
+        Ok(true) => return Ok(None),
+        Ok(false) => (Reason::SelfCheckFailed, name.to_owned()),
+        Err(crate::Error::Compile { kernel, .. }) => (Reason::KernelCompileFailed, kernel),
+        Err(crate::Error::NotFound { kernel }) => (Reason::KernelNotFound, kernel),
+        Err(crate::Error::OutOfMemory { .. }) => (Reason::OutOfMemory, name.to_owned()),
+        Err(error @ crate::Error::Launch { .. }) => (Reason::SelfCheckFailed, format!("{name}: {error}")),
+        Err(error) => return Err(error),
+    }))
 }
 
 impl Samples {

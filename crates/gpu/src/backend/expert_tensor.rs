@@ -1,7 +1,7 @@
 //! Experts by tensor cores: few pairs as one stream through all their matrices, many as tiles of pairs that share a matrix.
 
 use super::GpuBackend;
-use super::decide::{Samples, numbers, rotate};
+use super::decide::{Samples, failing, numbers, rotate};
 use super::experts::{Pairs, Projection, Sorted, Stack};
 use super::linear::{After, Before};
 use super::stored::{Kind, Stored};
@@ -85,18 +85,15 @@ impl GpuBackend {
         if let Some(decision) = known {
             return Ok(decision.reason.map_or(Ok(true), Err));
         }
-        let prepared = self.gpu.prepare(&entries(&w.kind, rotations));
-        let agrees = prepared.and_then(|()| self.experts_agree(w, samples, rotations));
-        let (reason, what) = match agrees {
-            Ok(true) => (None, String::new()),
-            Ok(false) => (Some(Reason::SelfCheckFailed), name.to_owned()),
-            Err(crate::Error::Compile { kernel, .. }) => (Some(Reason::KernelCompileFailed), kernel),
-            Err(error @ crate::Error::Launch { .. }) => (Some(Reason::SelfCheckFailed), format!("{name}: {error}")),
-            Err(error) => return Err(error.into()),
+        let look = || {
+            self.gpu.prepare(&entries(&w.kind, rotations))?;
+            self.experts_agree(w, samples, rotations)
         };
-        if let Some(reason) = reason {
+        let failed = failing(name, self.gpu.in_earnest(|| self.gpu.check(look)))?;
+        let reason = failed.map(|(reason, what)| {
             self.count(reason, &what, 0, [0, 0]);
-        }
+            reason
+        });
         let decision = super::Decision { reason, ..super::Decision::FAST };
         self.plan.lock().unwrap_or_else(PoisonError::into_inner).insert(key, (name.to_owned(), decision));
         Ok(reason.map_or(Ok(true), Err))
