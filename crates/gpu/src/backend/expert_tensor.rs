@@ -32,6 +32,9 @@ fn stream_kernel(kind: &Kind, rotations: [u32; 2], gated: bool) -> Option<Trelli
     }
 }
 
+/// Groups of the stream that a core has room for at once; more would run in a second round.
+const RESIDENT: usize = 2;
+
 /// Whether there are tiles of such matrices.
 fn tiled(kind: &Kind, rotations: [u32; 2]) -> bool {
     match kind {
@@ -139,7 +142,7 @@ impl GpuBackend {
     fn expert_groups(&self, k: &TrellisExperts, kind: &Kind, pairs: usize) -> usize {
         let deep = kind.cols() / STREAM_BLOCK;
         let total = pairs * deep * (kind.rows() / STREAM_BLOCK);
-        let together = 3 * self.gpu.device().info().cores.max(1) as usize;
+        let together = RESIDENT * self.gpu.device().info().cores.max(1) as usize;
         share(total, deep, together, k.blocks as usize)
     }
 
