@@ -27,7 +27,7 @@ NONE(cuStreamDestroy_v2) NONE(cuStreamSynchronize) NONE(cuMemAlloc_v2) NONE(cuMe
 NONE(cuMemcpyDtoHAsync_v2) NONE(cuModuleLoadData) NONE(cuModuleUnload) NONE(cuModuleGetFunction) NONE(cuLaunchKernel)
 NONE(cuStreamBeginCapture_v2) NONE(cuStreamEndCapture) NONE(cuGraphInstantiateWithFlags) NONE(cuGraphLaunch) NONE(cuGraphDestroy)
 NONE(cuGraphExecDestroy) NONE(cuEventCreate) NONE(cuEventRecord) NONE(cuEventElapsedTime) NONE(cuEventDestroy_v2)
-NONE(cuProfilerStart) NONE(cuProfilerStop)
+NONE(cuEventSynchronize) NONE(cuMemHostAlloc) NONE(cuMemFreeHost) NONE(cuProfilerStart) NONE(cuProfilerStop)
 #endif
 "#;
 
