@@ -105,12 +105,11 @@ fn off(found: &[f32], expected: &[f32]) -> f64 {
     worst.fold(0.0, |m: f64, d| if d > m || d.is_nan() { d } else { m }) / deviation
 }
 
-/// The worst of these deviations without the `parting` worst, and how many of all are beyond the limit.
-fn beyond(mut each: Vec<f64>, parting: usize) -> (f64, usize) {
-    // NaN is worst of all.
-    each.sort_unstable_by(|a, b| b.total_cmp(a));
+/// The worst of these deviations, and how many are beyond the limit.
+fn beyond(each: Vec<f64>) -> (f64, usize) {
     let parted = each.iter().filter(|d| **d > LIMIT).count();
-    (each.get(parted.min(parting)).copied().unwrap_or(0.0), parted)
+    // NaN is worst of all.
+    (each.into_iter().max_by(f64::total_cmp).unwrap_or(0.0), parted)
 }
 
 /// Mean negative log-likelihood of `ids` given their logits.
@@ -166,12 +165,8 @@ fn whole(path: &Path, exact: bool) -> Vec<String> {
     let vocab = model.info().vocab;
     let expected = Sequence::new(&cpu, &reference).logits(&ids, true);
     let found = Sequence::new(&b, &model).logits(&ids, true);
-    // Inputs of 16 bits may move a router's near tie: that token has another expert, and those that follow see it. So may one
-    // position in ten of a mixture, and is told.
-    let sparse = model.report().modules.iter().any(|(name, _)| name.contains(".experts."));
-    let parting = |positions: usize| if sparse && !exact { positions / 10 } else { 0 };
     let rows = found.chunks_exact(vocab).zip(expected.chunks_exact(vocab));
-    let (all, parted) = beyond(rows.map(|(found, expected)| off(found, expected)).collect(), parting(ids.len()));
+    let (all, parted) = beyond(rows.map(|(found, expected)| off(found, expected)).collect());
     let perplexity = (likelihood(&found, &ids, vocab) - likelihood(&expected, &ids, vocab)).exp_m1();
     // Every length, whole and in chunks: the last row's logits.
     let mut each = Vec::new();
@@ -189,7 +184,7 @@ fn whole(path: &Path, exact: bool) -> Vec<String> {
         }
     }
     let lengths = each.len();
-    let (worst, lengths_parted) = beyond(each, parting(lengths));
+    let (worst, lengths_parted) = beyond(each);
     let text = Sequence::new(&cpu, &reference).greedy(&ids[..40], 32);
     let same = Sequence::new(&b, &model).greedy(&ids[..40], 32);
     let parts = text.iter().zip(&same).position(|(a, b)| a.0 != b.0);
