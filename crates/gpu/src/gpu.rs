@@ -1,15 +1,25 @@
 //! A device with its pool of buffers and its compiled kernels.
 
-use crate::device::{Binding, Compiled, Device, Function, Handle, Launch, Matmul};
-use crate::source::{self, Access, Entry};
+mod compiling;
+mod rehearsal;
+mod slice;
+mod timing;
+
+use crate::device::{Binding, Device, Function, Handle, Launch, Matmul};
+use crate::source::{Access, Entry};
 use crate::{Error, Result};
 use marlin_checkpoint::Bytes;
+use rehearsal::Rehearsal;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::marker::PhantomData;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
 use std::thread::ThreadId;
 use std::time::Instant;
+use timing::Timed;
+
+pub use slice::{Buffer, Slice};
+pub use timing::KernelTime;
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
@@ -166,99 +176,6 @@ pub struct Counts {
     pub checking: u64,
 }
 
-/// What a rehearsal has noted so far, and in which thread.
-struct Rehearsal {
-    thread: ThreadId,
-    entries: BTreeMap<String, Entry>,
-    /// Something in it is done all the same.
-    suspended: bool,
-}
-
-/// What launches of one kernel took while times were kept.
-#[derive(Clone, Debug, PartialEq, serde::Serialize)]
-pub struct KernelTime {
-    /// The entry point's name.
-    pub kernel: String,
-    /// Launches.
-    pub launches: usize,
-    /// Seconds, all launches together.
-    pub seconds: f64,
-    /// Bytes of the memory that they were bound to, all launches together.
-    pub bytes: u64,
-}
-
-/// One launch and the marks before and after it.
-struct Timed {
-    kernel: String,
-    marks: [u64; 2],
-    bytes: u64,
-}
-
-/// Memory of the device. It returns to the pool with the last clone.
-#[derive(Clone)]
-pub struct Buffer {
-    allocation: Arc<Allocation>,
-    bytes: usize,
-}
-
-impl Buffer {
-    /// Bytes asked for.
-    pub fn bytes(&self) -> usize {
-        self.bytes
-    }
-
-    /// All of it as values of `T`; what remains at the end is left out.
-    pub fn slice<T>(&self) -> Slice<T> {
-        Slice { buffer: self.clone(), offset: 0, bytes: self.bytes, of: PhantomData }
-    }
-}
-
-/// Values of `T` in a buffer.
-pub struct Slice<T> {
-    buffer: Buffer,
-    offset: usize,
-    bytes: usize,
-    of: PhantomData<T>,
-}
-
-impl<T> Clone for Slice<T> {
-    fn clone(&self) -> Self {
-        Self { buffer: self.buffer.clone(), offset: self.offset, bytes: self.bytes, of: PhantomData }
-    }
-}
-
-impl<T> Slice<T> {
-    /// Whole values.
-    #[allow(clippy::len_without_is_empty)] // nobody asks
-    pub fn len(&self) -> usize {
-        self.bytes / size_of::<T>()
-    }
-
-    /// `len` values from number `from` on, or as many of them as there are.
-    pub fn part(&self, from: usize, len: usize) -> Self {
-        let from = from.min(self.len());
-        let len = len.min(self.len() - from);
-        let offset = self.offset + from * size_of::<T>();
-        Self { buffer: self.buffer.clone(), offset, bytes: len * size_of::<T>(), of: PhantomData }
-    }
-
-    /// The same bytes as values of another type.
-    pub fn cast<U>(&self) -> Slice<U> {
-        Slice { buffer: self.buffer.clone(), offset: self.offset, bytes: self.bytes, of: PhantomData }
-    }
-
-    /// Whether somebody else holds the buffer, too.
-    pub fn is_shared(&self) -> bool {
-        Arc::strong_count(&self.buffer.allocation) > 1
-    }
-
-    /// How a kernel is bound to them.
-    pub fn binding(&self, access: Access) -> Binding {
-        let handle = self.buffer.allocation.handle;
-        Binding { handle, offset: self.offset, bytes: self.bytes, access }
-    }
-}
-
 /// Values on their way to the host.
 pub struct Fetch<T> {
     device: Arc<dyn Device>,
@@ -344,66 +261,6 @@ impl Gpu {
         }
     }
 
-    /// `work` without its launches, products and waits: what it reads is 0. Gives the kernels that it wanted, by name. Memory is
-    /// allocated and filled as always. Rehearsals of other threads are waited for by none: there may be one at a time.
-    pub fn rehearse<T>(&self, work: impl FnOnce() -> T) -> (T, Vec<Entry>) {
-        let thread = std::thread::current().id();
-        *lock(&self.rehearsal) = Some(Rehearsal { thread, entries: BTreeMap::new(), suspended: false });
-        self.rehearses.store(true, Relaxed);
-        let done = work();
-        self.rehearses.store(false, Relaxed);
-        let noted = lock(&self.rehearsal).take().map(|r| r.entries.into_values().collect());
-        (done, noted.unwrap_or_default())
-    }
-
-    /// Whether this thread rehearses.
-    pub fn is_rehearsing(&self) -> bool {
-        let here = || std::thread::current().id();
-        self.rehearses.load(Relaxed)
-            && lock(&self.rehearsal).as_ref().is_some_and(|r| r.thread == here() && !r.suspended)
-    }
-
-    /// Does `work` even if this thread rehearses: its results are kept.
-    pub fn in_earnest<T>(&self, work: impl FnOnce() -> T) -> T {
-        if !self.is_rehearsing() {
-            return work();
-        }
-        let suspend = |suspended| {
-            if let Some(r) = lock(&self.rehearsal).as_mut() {
-                r.suspended = suspended;
-            }
-        };
-        suspend(true);
-        let done = work();
-        suspend(false);
-        done
-    }
-
-    /// Notes, while it lasts, which kernels run: if `work` says that all went well, they are known to be right.
-    pub(crate) fn check<E>(&self, work: impl FnOnce() -> std::result::Result<bool, E>) -> std::result::Result<bool, E> {
-        let before = lock(&self.checked).clone();
-        let began = Instant::now();
-        self.checks.fetch_add(1, Relaxed);
-        let good = work();
-        if self.checks.fetch_sub(1, Relaxed) == 1 {
-            self.checking.fetch_add(began.elapsed().as_nanos() as u64, Relaxed);
-        }
-        if !matches!(good, Ok(true)) {
-            *lock(&self.checked) = before;
-        }
-        good
-    }
-
-    /// Kernels that have been compared with the reference, and agreed.
-    pub fn checked(&self) -> usize {
-        lock(&self.checked).len()
-    }
-
-    /// Whether a kernel has.
-    pub fn is_checked(&self, name: &str) -> bool {
-        lock(&self.checked).contains(name)
-    }
-
     /// The memory of the recording that this thread makes, if it does.
     fn recording(&self) -> Option<Arc<Private>> {
         let here = std::thread::current().id();
@@ -478,34 +335,6 @@ impl Gpu {
             compiling: count(&self.compiling),
             checking: count(&self.checking),
         }
-    }
-
-    /// Begins to keep the times of launches. They take longer meanwhile, and nothing is recorded.
-    pub fn start_timing(&self) {
-        *lock(&self.timed) = Some(Vec::new());
-    }
-
-    /// Whether times are kept.
-    pub fn is_timing(&self) -> bool {
-        lock(&self.timed).is_some()
-    }
-
-    /// The times of all kernels since timing began, which it ends; the longest first.
-    pub fn stop_timing(&self) -> Result<Vec<KernelTime>> {
-        let timed = lock(&self.timed).take().unwrap_or_default();
-        self.device.wait()?;
-        let mut kernels: BTreeMap<String, KernelTime> = BTreeMap::new();
-        for Timed { kernel, marks: [before, after], bytes } in timed {
-            let seconds = self.device.seconds_between(before, after)?;
-            let of =
-                kernels.entry(kernel.clone()).or_insert(KernelTime { kernel, launches: 0, seconds: 0.0, bytes: 0 });
-            of.launches += 1;
-            of.seconds += seconds;
-            of.bytes += bytes;
-        }
-        let mut all: Vec<KernelTime> = kernels.into_values().collect();
-        all.sort_by(|a, b| b.seconds.total_cmp(&a.seconds));
-        Ok(all)
     }
 
     /// The device.
@@ -656,74 +485,6 @@ impl Gpu {
         Ok(values)
     }
 
-    /// Compiles those of `entries` that are not yet; the first of them that does not compile is the error.
-    pub fn prepare(&self, entries: &[Entry]) -> Result<()> {
-        self.prepare_all(entries, &|_, _| {})
-    }
-
-    /// The same; `progress` is told how many of how many are done, from several threads.
-    pub fn prepare_all(&self, entries: &[Entry], progress: &(dyn Fn(usize, usize) + Sync)) -> Result<()> {
-        let mut missing: Vec<&Entry> = Vec::new();
-        {
-            let functions = lock(&self.functions);
-            for e in entries {
-                if !functions.contains_key(&e.name) && !missing.iter().any(|m| m.name == e.name) {
-                    missing.push(e);
-                }
-            }
-        }
-        if !missing.is_empty() {
-            let _turn = self.not_recorded("compiling")?;
-            // A module for each, so that code on disk serves every model that wants the same kernel.
-            let (next, done) = (AtomicUsize::new(0), AtomicUsize::new(0));
-            let failed = Mutex::new(None);
-            let work = || {
-                while let Some(e) = missing.get(next.fetch_add(1, Relaxed)) {
-                    if let Err(error) = self.compile(e)
-                        && !matches!(error, Error::Compile { .. } | Error::NotFound { .. })
-                    {
-                        lock(&failed).get_or_insert(error);
-                    }
-                    progress(done.fetch_add(1, Relaxed) + 1, missing.len());
-                }
-            };
-            let threads = std::thread::available_parallelism().map_or(1, usize::from).min(missing.len());
-            let began = Instant::now();
-            std::thread::scope(|scope| {
-                (1..threads).for_each(|_| _ = scope.spawn(work));
-                work();
-            });
-            self.compiling.fetch_add(began.elapsed().as_nanos() as u64, Relaxed);
-            if let Some(error) = lock(&failed).take() {
-                return Err(error);
-            }
-        }
-        let functions = lock(&self.functions);
-        match entries.iter().find_map(|e| functions.get(&e.name)?.as_ref().err()) {
-            Some(error) => Err(error.clone()),
-            None => Ok(()),
-        }
-    }
-
-    /// Compiles a kernel, and remembers it if it does not compile.
-    fn compile(&self, e: &Entry) -> Result<Function> {
-        let one = std::slice::from_ref(e);
-        let made = self.device.compile(&source::module(self.device.target(), one), one).and_then(|c| {
-            let Compiled { functions, cached } = c;
-            if cached { &self.found } else { &self.compiled }.fetch_add(1, Relaxed);
-            functions.first().copied().ok_or_else(|| Error::NotFound { kernel: e.name.clone() })
-        });
-        if matches!(made, Ok(_) | Err(Error::Compile { .. } | Error::NotFound { .. })) {
-            lock(&self.functions).insert(e.name.clone(), made.clone());
-        }
-        made
-    }
-
-    /// Whether a kernel is ready to be launched.
-    pub fn is_compiled(&self, name: &str) -> bool {
-        lock(&self.functions).get(name).is_some_and(Result::is_ok)
-    }
-
     /// Asks for a kernel to run, compiled first if it is not yet.
     pub fn launch(
         &self,
@@ -781,17 +542,5 @@ impl Gpu {
         let Matmul { w, x, y, factors, workspace, .. } = product;
         let _turn = self.asked(&[*w, *x, *y, *factors, *workspace]);
         self.timed("library", &[*w, *x, *y], || self.device.multiply(product))
-    }
-
-    /// Asks for something, and keeps its time if times are kept.
-    fn timed(&self, name: &str, bindings: &[Binding], work: impl FnOnce() -> Result<()>) -> Result<()> {
-        let mut timed = lock(&self.timed);
-        let Some(timed) = timed.as_mut() else { return work() };
-        let before = self.device.mark()?;
-        work()?;
-        let marks = [before, self.device.mark()?];
-        let bytes = bindings.iter().map(|b| b.bytes as u64).sum();
-        timed.push(Timed { kernel: name.to_owned(), marks, bytes });
-        Ok(())
     }
 }
